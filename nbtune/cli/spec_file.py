@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -43,10 +44,27 @@ def text_of(path: Path) -> str:
     Raises:
         SpecError: there is none, or it is no text.
     """
+    if path.is_dir():
+        raise SpecError(f"{str(path)!r} is a folder", fix="give the path of a YAML file in it")
     try:
         with path.open(encoding="utf-8") as file:  # a pipe may be one: `nbtune train <(…)`
             return file.read(LARGEST + 1)  # the reader of YAML refuses what is longer
     except FileNotFoundError:
-        raise SpecError(f"there is no file {str(path)!r}", fix="give the path of a YAML file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{str(path)!r} cannot be read: {error}", fix="give the path of a YAML file") from None
+        raise SpecError(f"there is no file {str(path)!r}", fix=_another(path)) from None
+    except UnicodeDecodeError:
+        raise SpecError(f"{str(path)!r} is not written in UTF-8", fix="save it as UTF-8") from None
+    except OSError as error:
+        cause = f"{str(path)!r} cannot be read: {error.strerror or error}"
+        raise SpecError(cause, fix="give the path of a YAML file") from None
+
+
+def _another(path: Path) -> str:
+    """Return what may have been meant by a file that is not there: one beside it, or a run."""
+    try:
+        beside = sorted(file.name for file in path.parent.iterdir() if file.suffix in (".yaml", ".yml"))
+    except OSError:
+        return f"there is no folder {str(path.parent)!r} either: check the path"
+    near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {str(path.with_name(near[0]))!r}?"
+    return f"give the path of a YAML file, from {str(path.parent.absolute())!r} on"

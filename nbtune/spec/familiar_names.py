@@ -10,14 +10,17 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from nbtune.errors import SpecError
 from nbtune.spec.learning import WITHOUT
 from nbtune.spec.peers_names import ABSENT, ALIASES, INSTEAD, NESTED, VALUES
+from nbtune.spec.value_advice import flow
 from nbtune.spec.zero_stages import read as read_zero_stage
+from nbtune.untrusted import shortened
 
 Path = tuple[Any, ...]
+_SOURCES = ("path", "file", "files", "filename", "file_name", "data_files", "dataset", "name", "url")
 
 
 def rename(body: Mapping[str, Any], lines: Mapping[Path, int]) -> tuple[dict[str, Any], dict[Path, int]]:
@@ -108,21 +111,32 @@ def _twice(key: str, ours: str) -> SpecError:
     return SpecError(f"`{key}` and `{ours}` are the same setting", place=key, fix="keep one of them")
 
 
-def advice(key: str, kind: type[BaseModel]) -> str:
-    """Return what to write instead of a key that is not there: what it is called here, why it is missing, or what is
-    spelt nearly so.
+def advice(key: str, kind: type[BaseModel], value: Any = None, beside: Mapping[str, Any] | None = None) -> str:
+    """Return what to write instead of a key that is not there: what it is called here, why it is missing, where it
+    belongs, or what is spelt nearly so.
 
     >>> from nbtune.spec import RunSpec
-    >>> advice("load_in_4bit", RunSpec)
-    'write `adapter: {type: qlora}`'
+    >>> advice("load_in_4bit", RunSpec), advice("r", RunSpec, 8)
+    ('write `adapter: {type: qlora}`', 'it belongs to `adapter`: write `adapter: {r: 8}`')
 
     Args:
         kind: the part of the spec in which it stood.
+        value: what stood behind it.
+        beside: the mapping in which it stood.
     """
+    source = "source" in kind.model_fields
+    if source and beside is not None and "source" not in beside:
+        return (
+            f"write `source: {shortened(flow(value), 80)}`"
+            if key in _SOURCES
+            else "name the file or variable that holds the rows: `data: rows.jsonl`"
+        )
     if key in INSTEAD:
         return f"write `{INSTEAD[key]}`"
-    if key in ABSENT:
+    if key in ABSENT and (key != "name" or "data" in kind.model_fields):
         return f"leave it out: {ABSENT[key]}"
+    if home := _home_of(key, kind, value, beside or {}):
+        return home
     names = [*ALIASES, *INSTEAD, *ABSENT]
     if not (near := difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.9)):
         if familiar := difflib.get_close_matches(key, names, n=1, cutoff=0.88):
@@ -132,4 +146,35 @@ def advice(key: str, kind: type[BaseModel]) -> str:
     if near:
         meant = kind.model_fields[near[0]]
         return f"did you mean `{near[0]}`? ({meant.title}: {(meant.description or '').rstrip('.')})"
+    if longer := sorted(name for name in kind.model_fields if len(key) > 2 and name.startswith(f"{key}_")):
+        return f"did you mean {' or '.join(f'`{name}`' for name in longer)}?"
     return f"known keys: {', '.join(sorted(kind.model_fields))}"
+
+
+def _home_of(key: str, kind: type[BaseModel], value: Any, beside: Mapping[str, Any]) -> str | None:
+    """Return where a key belongs that a part of the spec has: the one that stands there with nothing behind it, else
+    the first that takes its value."""
+    homes = [
+        (name, part)
+        for name, field in kind.model_fields.items()
+        for part in parts_of(field.annotation)
+        if key in part.model_fields
+    ]
+    for name, _ in homes:
+        if name in beside and beside[name] is None:
+            return f"it belongs to `{name}`, which stands above: put two spaces before it"
+    for name, part in homes:
+        first = {"source": "rows"} if "source" in part.model_fields else {}
+        try:
+            part.model_validate({**first, key: value})
+        except ValidationError:
+            continue
+        return f"it belongs to `{name}`: write `{name}: {shortened(flow({**first, key: value}), 80)}`"
+    return None
+
+
+def parts_of(annotation: Any) -> list[type[BaseModel]]:
+    """Return the parts of a spec, with keys of their own, that a key's type names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [part for inner in getattr(annotation, "__args__", ()) for part in parts_of(inner)]

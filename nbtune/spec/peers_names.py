@@ -308,10 +308,12 @@ ABSENT = _table(
     """
     = runs have a folder of their own: name one by `--name demo`, their place by `--runs DIR`
         output_dir logging_dir overwrite_output_dir run_name dataset_prepared_path cache_dir
+    = a run's name stands behind the command: `%%finetune --name demo`, `nbtune train spec.yaml --name demo`
+        name
     = every step is an event, drawn live
         logging_steps logging_strategy logging_first_step log_level disable_tqdm plot_loss
     = nbtune keeps its own records in the run's folder, and sends none away
-        report_to wandb_project wandb_entity wandb_name wandb_watch wandb_log_model wandb_run_id use_wandb
+        report_to wandb wandb_project wandb_entity wandb_name wandb_watch wandb_log_model wandb_run_id use_wandb
     = nbtune keeps its own records in the run's folder, and sends none away
         mlflow_tracking_uri mlflow_experiment_name comet_project_name use_tensorboard swanlab_project
         trackio_project_name

@@ -5,6 +5,7 @@ A key with nothing behind it counts as unset. Nothing is templated.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,10 +14,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from nbtune.errors import NbtuneError, SpecError
-from nbtune.spec.familiar_names import advice, path_of, put, rename, value_of, why_not
+from nbtune.spec.familiar_names import advice, parts_of, path_of, put, rename, value_of, why_not
 from nbtune.spec.model import RunSpec
+from nbtune.spec.value_advice import flow, in_words, instead, instead_of_an_item, shown
+from nbtune.spec.yaml_advice import slip_in, slip_of
 from nbtune.spec.yaml_loader import BadYaml, Forbidden, compose, construct
 from nbtune.untrusted import shortened
+
+HELP = "`help(nbtune.finetune)`, in a notebook `%%finetune?`, says what each key does"
+
+_WAY_OUT = re.compile(r"(.*?): ((?:change|drop|keep|leave|name|set|take|use|write)\b.*)", re.DOTALL)
 
 
 def from_yaml(
@@ -105,32 +112,39 @@ def _load(text: str, name: str, first_line: int) -> tuple[dict[str, Any], dict[t
     try:
         node = compose(text)
     except BadYaml as error:
-        raise _not_yaml(error, name, first_line) from None
+        raise _not_yaml(error, text, name, first_line) from None
     if node is None:
         return {}, {}
     if not isinstance(node, yaml.MappingNode):
-        raise SpecError(
-            "the body must be `key: value` lines",
-            place=f"line {node.start_mark.line + first_line} of {name}",
-            fix="write for example `data: rows`",
-        )
+        raise _no_keys(node, text, name, first_line)
     lines: dict[tuple[Any, ...], int] = {}
     _note_lines(node, (), first_line, lines, name)
     try:
         return construct(node), lines
     except BadYaml as error:
-        raise _not_yaml(error, name, first_line) from None
+        raise _not_yaml(error, text, name, first_line) from None
 
 
-def _not_yaml(error: BadYaml, name: str, first_line: int) -> SpecError:
-    place = f"line {error.line - 1 + first_line} of {name}" if error.line else name
-    problem = f"{error.problem} (column {error.column})" if error.line else error.problem
+def _no_keys(node: yaml.Node, text: str, name: str, first_line: int) -> SpecError:
+    cause = "the body must be `key: value` lines"
+    if (slip := slip_in(text)) is not None:
+        return SpecError(f"{cause}: {slip.cause}", place=_line(slip.line, name, first_line), fix=slip.fix)
+    dashes = isinstance(node, yaml.SequenceNode)
+    fix = f"write for example `data: rows`{', without a dash' if dashes else ''}"
+    return SpecError(cause, place=_line(node.start_mark.line + 1, name, first_line), fix=fix)
+
+
+def _not_yaml(error: BadYaml, text: str, name: str, first_line: int) -> SpecError:
     if isinstance(error, Forbidden):
+        problem = f"{error.problem} (column {error.column})" if error.line else error.problem
+        place = _line(error.line, name, first_line)
         return SpecError(f"this is not YAML that nbtune reads: {problem}", place=place, fix="use plain keys and values")
-    fix = "write one `key: value` a line"
-    if "expected ','" in problem:
-        fix = "close the bracket" if "<stream end>" in problem else "put texts between brackets in quotes"
-    return SpecError(f"this is not YAML: {problem}", place=place, fix=fix)
+    slip = slip_of(text, error)
+    return SpecError(f"this is not YAML: {slip.cause}", place=_line(slip.line, name, first_line), fix=slip.fix)
+
+
+def _line(number: int, name: str, first_line: int) -> str:
+    return f"line {number - 1 + first_line} of {name}" if number else name
 
 
 def _note_lines(
@@ -170,8 +184,9 @@ def _refuse_unknown(
     for key, value in body.items():
         field = kind.model_fields.get(key) if isinstance(key, str) else None
         if field is None:
-            raise _unknown(str(key), kind, (*path, key), lines, name)
-        for inner in _parts(field.annotation):
+            fix = advice(shortened(str(key)), kind, value, body)
+            raise _unknown(str(key), (*path, key), lines, name, fix)
+        for inner in parts_of(field.annotation):
             if isinstance(value, Mapping):
                 _refuse_unknown(value, inner, (*path, key), lines, name)
             elif isinstance(value, list | tuple):
@@ -180,19 +195,10 @@ def _refuse_unknown(
                         _refuse_unknown(entry, inner, (*path, key, index), lines, name)
 
 
-def _parts(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [part for inner in getattr(annotation, "__args__", ()) for part in _parts(inner)]
-
-
-def _unknown(
-    key: str, kind: type[BaseModel], path: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int], name: str
-) -> SpecError:
-    key = shortened(key)
-    inside = f" in `{shortened('.'.join(str(p) for p in path[:-1]))}`" if len(path) > 1 else ""
-    fix = advice(key, kind)
-    return SpecError(f"there is no key `{key}`{inside}", place=_place(path, lines, name), fix=fix)
+def _unknown(key: str, path: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int], name: str, fix: str) -> SpecError:
+    above = _as_written(path[:-1], lines) if len(path) > 1 else ()
+    inside = f" in `{shortened('.'.join(str(part) for part in above))}`" if above else ""
+    return SpecError(f"there is no key `{shortened(key)}`{inside}", place=_place(path, lines, name), fix=fix)
 
 
 def _place(path: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int], name: str) -> str:
@@ -202,27 +208,51 @@ def _place(path: tuple[Any, ...], lines: Mapping[tuple[Any, ...], int], name: st
 
 
 def _explain(error: ValidationError, lines: Mapping[tuple[Any, ...], int], name: str) -> SpecError:
-    first = error.errors()[0]
-    loc = tuple(part for part in first["loc"] if not (isinstance(part, str) and ("[" in part or part in ("literal",))))
-    while loc and loc[-1] in ("AdapterSpec", "SourceSpec"):
-        loc = loc[:-1]
-    key = shortened(".".join(str(part) for part in loc))
-    message = shortened(first["msg"].removeprefix("Value error, "), 300)
+    errors = error.errors()
+    first = errors[0]
+    loc = _loc(first)
     if not loc:
-        return SpecError(message, place=name, fix="see `%%finetune?` for what each key does")
+        return _contradiction(shortened(in_words([first]), 300), lines, name)
+    key = shortened(".".join(str(part) for part in _as_written(loc, lines)))
+    message = shortened(in_words([each for each in errors if _loc(each) == loc]), 300)
     got = first.get("input")
-    shown = f", not {_shown(got)}" if isinstance(got, str | int | float | bool) else ""
+    not_this = f", not {shortened(shown(got))}" if shown(got) else ""
+    reason = why_not(loc, got)
+    cause = f"`{key}: {got}` is not there: {reason}" if reason else f"`{key}`: {message}{not_this}"
+    return SpecError(cause, place=_place(loc, lines, name), fix=_fix(loc, first, lines))
+
+
+def _loc(error: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return where pydantic found fault: a path of keys, without the forms that it tried there."""
+    names = [part for part in error["loc"] if not (isinstance(part, str) and part not in _KEYS)]
+    return tuple(names)
+
+
+def _fix(loc: tuple[Any, ...], error: Mapping[str, Any], lines: Mapping[tuple[Any, ...], int]) -> str:
+    """Return what to write: what was meant, where that can be told, else the key's example."""
+    got = error.get("input")
+    key = next(part for part in reversed(loc) if isinstance(part, str))
     field = _field_at(RunSpec, loc)
+    found = None
+    if isinstance(loc[-1], int):
+        found = instead_of_an_item(key, got, error)
+    elif field is not None:
+        short = loc not in lines and loc[:-1] in lines  # `adapter: qlora`
+        found = instead(
+            str(loc[-2]) if short and len(loc) > 1 else key, got, error, next(iter(parts_of(field.annotation)), None)
+        )
+    if found is not None:
+        return shortened(found, 200)
     example = (field.examples or [None])[0] if field is not None else None
-    message = message[0].lower() + message[1:]
-    fix = f"write for example `{loc[-1]}: {example}`" if example is not None else "see `%%finetune?`"
-    if reason := why_not(loc, got):
-        return SpecError(f"`{key}: {got}` is not there: {reason}", place=_place(loc, lines, name), fix=fix)
-    return SpecError(f"`{key}`: {message}{shown}", place=_place(loc, lines, name), fix=fix)
+    return f"write for example `{key}: {flow(example)}`" if example is not None else HELP
 
 
-def _shown(value: str | float) -> str:
-    return repr(shortened(value)) if isinstance(value, str) else shortened(value)
+def _contradiction(message: str, lines: Mapping[tuple[Any, ...], int], name: str) -> SpecError:
+    """Return the error of keys that do not go together, whose words end with what to do."""
+    named = [word for word in re.findall(r"[a-z_]{2,}", message) if (word,) in lines]
+    place = _place((named[-1],), lines, name) if named else name
+    cause, fix = found.groups() if (found := _WAY_OUT.match(message)) else (message, HELP)
+    return SpecError(cause, place=place, fix=fix)
 
 
 def _field_at(kind: type[BaseModel], loc: tuple[Any, ...]) -> Any:
@@ -233,7 +263,17 @@ def _field_at(kind: type[BaseModel], loc: tuple[Any, ...]) -> Any:
         field = kind.model_fields.get(part)
         if field is None:
             return None
-        inner = _parts(field.annotation)
+        inner = parts_of(field.annotation)
         if inner:
             kind = inner[0]
     return field
+
+
+def _names_of(kind: type[BaseModel]) -> Iterator[str]:
+    for name, field in kind.model_fields.items():
+        yield name
+        for inner in parts_of(field.annotation):
+            yield from _names_of(inner)
+
+
+_KEYS = frozenset(_names_of(RunSpec))

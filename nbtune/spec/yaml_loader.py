@@ -37,11 +37,14 @@ class BadYaml(ValueError):
     Args:
         problem: it.
         line, column: where, from 1 on; 0: nowhere in particular.
+
+    `context` is what the reader was about, `began` the line on which that began; "", 0: nothing.
     """
 
     def __init__(self, problem: str, line: int = 0, column: int = 0) -> None:
         super().__init__(problem)
         self.problem, self.line, self.column = shortened(problem), line, column
+        self.context, self.began = "", 0
 
     def __str__(self) -> str:
         return f"{self.problem} (line {self.line}, column {self.column})" if self.line else self.problem
@@ -153,7 +156,10 @@ def compose(text: str) -> yaml.Node | None:
             len(before) - before.rfind("\n"),
         ) from None
     except yaml.MarkedYAMLError as error:
-        raise BadYaml.at(error.problem_mark, error.problem or error.context or "it cannot be read") from None
+        bad = BadYaml.at(error.problem_mark, error.problem or error.context or "it cannot be read")
+        bad.context = error.context or ""
+        bad.began = error.context_mark.line + 1 if error.context_mark is not None else 0
+        raise bad from None
     except (yaml.YAMLError, RecursionError, OverflowError) as error:
         raise BadYaml(str(error)) from None
     except ValueError as error:

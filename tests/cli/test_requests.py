@@ -179,3 +179,25 @@ def test_numbers_that_json_has_no_word_for_are_texts(capsys: Any) -> None:
 def test_several_types_may_be_named_in_each_way(types: list[str]) -> None:
     spread = _spread(["export", "--gguf", *types, "demo"])
     assert spread == ["export", "--gguf", "q8_0", "--gguf", "f16", "demo"]
+
+
+@pytest.mark.parametrize(
+    ("name", "cause", "fix"),
+    [
+        ("spec.yml", "there is no file 'spec.yml'", "did you mean 'spec.yaml'?"),
+        ("zzz", "there is no file 'zzz'", "give the path of a YAML file, from '{here}' on"),
+        ("gone/spec.yaml", "there is no file 'gone/spec.yaml'", "there is no folder 'gone' either"),
+        ("folder", "'folder' is a folder", "give the path of a YAML file in it"),
+        ("wide.yaml", "'wide.yaml' is not written in UTF-8", "save it as UTF-8"),
+    ],
+)
+def test_a_spec_that_cannot_be_read_is_said_in_words(here: Path, capfd: Any, name: str, cause: str, fix: str) -> None:
+    (here / "spec.yaml").write_text("data: nbtune/town\n")
+    (here / "folder").mkdir()
+    (here / "wide.yaml").write_bytes("data: nbtune/town\n".encode("utf-16"))
+    code, out, err = call(capfd, "validate", name)
+    assert (code, out) == (2, "")
+    assert cause in err
+    assert fix.format(here=here) in err
+    assert "Errno" not in err
+    assert "codec" not in err

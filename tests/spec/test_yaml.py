@@ -95,7 +95,8 @@ def test_flags_win_over_the_body() -> None:
         ("data: rows\nsteps: 0", 2, "greater than or equal to 1, not 0", "`steps: 200`"),
         ("data: rows\nlearning_rate: .inf", 2, "`learning_rate`", "`learning_rate: 0.0002`"),
         ("data: rows\neval:\n  split: 2", 3, "`eval.split`", "`split: 0.1`"),
-        ("data: rows\nadapter: qloro", 2, "`adapter.type`", "`type: lora`"),
+        ("data: rows\nadapter: qloro", 2, "`adapter.type`", "did you mean `adapter: qlora`?"),
+        ("data: rows\nadapter: {type: {}}", 2, "`adapter.type`", "`type: lora`"),
         ("data: rows\npacking: perhaps", 2, "`packing`", "`packing: auto`"),
         ("data: rows\nsteps: 3\nsteps: 4", 3, "`steps` is there twice", "the first is on line 2"),
         ("data: rows\nsteps: [3", 2, "this is not YAML", ""),
@@ -211,7 +212,7 @@ def test_a_flag_that_is_not_yaml_is_refused() -> None:
 
 @pytest.mark.parametrize("line", ["steps: true", "learning_rate: false", "adapter: {r: true}", "eval: {every: true}"])
 def test_yes_is_no_number(line: str) -> None:
-    with pytest.raises(SpecError, match=r"should be a number, not (True|False)") as caught:
+    with pytest.raises(SpecError, match=r"must be a number, not (true|false)") as caught:
         from_yaml(f"data: rows\n{line}\n")
     assert caught.value.place == "line 2 of the cell"
     assert from_yaml("data: rows\npacking: true\nadapter: {use_rslora: true}\n").packing is True
