@@ -102,4 +102,9 @@ VARIANTS = {
         num_kv_shared_layers=0,
         use_double_wide_mlp=False,
     ),
+    "llama 4, two experts, all with them": _other("llama 4", num_experts_per_tok=2, interleave_moe_layer_step=1),
+    "llama 4, tied, llama 3's scaling": _other("llama 4", tie_word_embeddings=True, rope_parameters=LLAMA3),
+    "llama 4, unnormed": _other(
+        "llama 4", num_local_experts=128, use_qk_norm=False, num_key_value_heads=1, num_hidden_layers=4
+    ),
 }  # fmt: skip

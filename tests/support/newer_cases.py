@@ -30,4 +30,12 @@ NEWER: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "gemma",
     ),
+    "llama 4": (
+        "Llama4TextConfig",
+        {
+            **_HEADS, "hidden_size": 64, "intermediate_size": 48, "intermediate_size_mlp": 96, "num_hidden_layers": 5,
+            "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2,
+        },
+        "llama3",
+    ),
 }  # fmt: skip

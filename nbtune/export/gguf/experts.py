@@ -44,16 +44,16 @@ def is_stack(source: str) -> bool:
     return _STACK.match(source) is not None
 
 
-def split_stack(model: MergedModel, source: str, *, in_turn: bool) -> list[GgufTensor]:
+def split_stack(model: MergedModel, source: str, *, turned: bool, in_turn: bool) -> list[GgufTensor]:
     """Return the tensors that a stack, or its biases, become.
 
     Args:
-        in_turn: matrices lie turned, (in, out), and gates and ups in turn.
+        turned: matrices lie turned, (in, out). in_turn: gates and ups lie in turn.
     """
     found = _STACK.match(source)
     assert found is not None
     last = "bias" if found["bias"] else "weight"
-    turned = in_turn and not found["bias"]
+    turned = turned and not found["bias"]
     if found["kind"] == "down_proj" or found["older"] == "output":
         return [_part(model, source, f"{_block(source)}.ffn_down_exps.{last}", lambda m: m, turned)]
     return [

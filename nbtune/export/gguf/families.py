@@ -95,6 +95,15 @@ GEMMA4 = Family(
     windows=True,
     names=gemmas.NAMES_4,
 )
+LLAMA4 = Family(
+    "llama4",
+    factors=_LLAMA3,
+    check=routed.check_llama4,
+    extra=routed.llama4,
+    widths=routed.width_llama4,
+    moe=True,
+    turned=True,
+)
 FAMILIES: dict[str, Family] = {
     "deepseek_v2": DEEPSEEK,
     "deepseek_v3": DEEPSEEK,
@@ -124,11 +133,14 @@ FAMILIES: dict[str, Family] = {
         check=single.check_gpt_oss,
         extra=single.extra_gpt_oss,
         moe=True,
+        turned=True,
         in_turn=True,
         windows=True,
         names={r"model\.layers\.(\d+)\.self_attn\.sinks": r"blk.\1.attn_sinks.weight"},
     ),
     "llama": LLAMA,
+    "llama4": replace(LLAMA4, within=True),
+    "llama4_text": LLAMA4,
     "mistral": WINDOWED,
     "mixtral": replace(LLAMA, moe=True, window="always"),
     "mpt": Family("mpt", check=single.check_mpt, extra=single.extra_mpt, layer_norm=True, rope=False),

@@ -39,7 +39,7 @@ class Family:
         attends: how many heads have keys in each layer, where layers differ: of the config.
         widths: an MLP's width, or one for each layer, where the config does not say it: of (config, model).
         instead: of the config, the family that it is written as.
-        moe: experts are stacked. in_turn: their stacks lie turned, with gates and ups in turn.
+        moe: experts are stacked. turned: their matrices lie turned. in_turn: gates and ups lie in turn.
         window, unsaid_window: whether its layers see a window of the text, see `Config.window`.
         windows: the architecture runs the family's sliding windows. (llama.cpp's "llama" and "qwen" know none, and it
             has switched off those of "phi3".)
@@ -66,6 +66,7 @@ class Family:
     widths: Callable[[Config, MergedModel], int | list[int]] | None = None
     instead: Callable[[Config], Family] | None = None
     moe: bool = False
+    turned: bool = False
     in_turn: bool = False
     window: str = ""
     unsaid_window: int = 0
@@ -176,7 +177,7 @@ class Family:
 
     def _one(self, config: Config, model: MergedModel, names: Any, source: str) -> list[GgufTensor]:
         if self.moe and is_stack(source):
-            return split_stack(model, source, in_turn=self.in_turn)
+            return split_stack(model, source, turned=self.turned, in_turn=self.in_turn)
         if self.parts and (parts := self.parts(model, config, source)):
             return parted(model, source, parts)
         name = self._name(names, source)

@@ -49,6 +49,8 @@ class _Factors:
         self._tensors: dict[str, torch.Tensor] = {}
         for name, scale in scales.items():
             a, b = adapter.factors(name)
+            if family.turned and is_stack(name) and not adapter.targets[name].turned:
+                a, b = b.transpose(1, 2), a.transpose(1, 2)  # peft took the weight for one that does not lie turned
             if family.scaled and (by := family.scaled(name)):  # llama.cpp adds to what is scaled
                 b = b * model.get(by)[:, None, None]
             parts = single_factors(name, a, b, in_turn=family.in_turn) if is_stack(name) else {name: (a, b)}

@@ -6,6 +6,7 @@ from typing import Any
 
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.single_families import check_every_fourth, check_llama, refuse
+from nbtune.export.merge import MergedModel
 
 BIAS = {
     r"model\.layers\.(\d+)\.mlp\.(?:e_score_correction|expert)_bias": r"blk.\1.exp_probs_b.bias",
@@ -119,3 +120,48 @@ def _sigmoid(config: Config, writer: Any, dense: int, scale: str) -> None:
     writer.add_expert_shared_count(int(config.get("num_shared_experts", default=0)))
     writer.add_expert_weights_scale(float(config.get(scale, default=1.0)))
     writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+
+
+_CHUNK = 8192  # tokens of a chunk of Llama 4's text, and from how many on far queries grow: llama.cpp has it in itself
+
+
+def check_llama4(config: Config) -> None:
+    """Refuse what llama.cpp's Llama 4 computes otherwise; chunks and growth, only where a text can be so long."""
+    check_llama(config)
+    refuse(config, bool(config.get("attention_bias")), "its attention has biases")
+    refuse(config, not config.get("num_local_experts"), "it has no experts")
+    refuse(config, config.layers < 4, "no layer sees all of the text")
+    usual = [int((i + 1) % 4 != 0) for i in range(config.layers)]
+    turned = list(config.get("no_rope_layers") or usual)[: config.layers]
+    refuse(config, [int(bool(one)) for one in turned] != usual, "its layers without rotary are not every fourth")
+    normed = bool(config.get("use_qk_norm", default=True))
+    refuse(config, normed != (config.same("num_local_experts") != 128), "its queries and keys are not normed as theirs")
+    every = _experts_every(config)
+    refuse(config, _sparse(config) != list(range(every - 1, config.layers, every)), "experts come in no regular order")
+    chunk, floor = config.get("attention_chunk_size"), int(config.get("floor_scale", default=_CHUNK))
+    kinds = ["chunked_attention" if one else "full_attention" for one in usual]
+    odd = chunk != _CHUNK or list(config.get("layer_types", default=kinds)) != kinds
+    refuse(config, odd and config.context > min(chunk or _CHUNK, _CHUNK), f"its chunks of text are not of {_CHUNK}")
+    scale = float(config.get("attn_scale", default=0.1)) if config.get("attn_temperature_tuning", default=True) else 0.0
+    odd = (floor, scale) != (_CHUNK, 0.1)
+    refuse(config, odd and config.context >= min(floor, _CHUNK), "far tokens' queries grow otherwise")
+
+
+def _sparse(config: Config) -> list[int]:
+    step = int(config.get("interleave_moe_layer_step", default=1))
+    return list(config.get("moe_layers", default=range(step - 1, config.layers, step)))
+
+
+def _experts_every(config: Config) -> int:
+    """Return every how many layers one has experts."""
+    return min(_sparse(config), default=config.layers) + 1
+
+
+def llama4(config: Config, writer: Any) -> None:
+    writer.add_expert_feed_forward_length(int(config.need("intermediate_size")))
+    writer.add_interleave_moe_layer_step(_experts_every(config))
+
+
+def width_llama4(config: Config, _: MergedModel) -> int:
+    """Return how wide its MLPs without experts are."""
+    return int(config.need("intermediate_size_mlp"))

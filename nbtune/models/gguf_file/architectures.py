@@ -232,6 +232,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "granite": Architecture("granite", mixtures.granite, permute=True),
     "granitemoe": Architecture("granitemoe", mixtures.granite_moe, permute=True),
     "llama": Architecture("llama", _llama, permute=True),
+    "llama4": Architecture("llama4_text", mixtures.llama4),
     "mpt": Architecture("mpt", _mpt, layer_norm=True),
     "olmo2": Architecture("olmo2", _olmo2),
     "olmoe": Architecture("olmoe", mixtures.olmoe),

@@ -8,6 +8,8 @@ from nbtune.models.gguf_file.header import refused
 from nbtune.models.gguf_file.keys import Keys
 from nbtune.models.gguf_file.rotary import rope_parameters
 
+_CHUNK = 8192  # tokens of a chunk of Llama 4's text
+_UNNORMED = 128  # experts of the Llama 4 whose queries and keys are not normed
 _SIGMOID = 2  # llama.cpp's number for routers that weigh by one
 DEEPSEEK_BITS = 6  # digits to which a factor is rounded that was written as one of ten in half of fp64
 
@@ -53,6 +55,20 @@ def gpt_oss(keys: Keys) -> dict[str, Any]:
         **_local(keys),
         "sliding_window": keys.whole("attention.sliding_window"),
         "layer_types": ["full_attention" if i % 2 else "sliding_attention" for i in range(keys.layers)],
+    }
+
+
+def llama4(keys: Keys) -> dict[str, Any]:
+    found = _local(keys)
+    every = keys.whole("interleave_moe_layer_step", 1)
+    return {
+        **found,
+        "intermediate_size_mlp": keys.whole("feed_forward_length"),
+        "interleave_moe_layer_step": every,
+        "use_qk_norm": found["num_local_experts"] != _UNNORMED,
+        "attention_chunk_size": _CHUNK,
+        "floor_scale": _CHUNK,
+        "pad_token_id": None,
     }
 
 

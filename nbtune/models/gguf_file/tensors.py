@@ -38,6 +38,7 @@ _SINGLE = {
     "": ("gate_proj", "up_proj", "down_proj"),
 }
 _GRANITE = ("granitemoe", "granitemoeshared", "granitemoehybrid")  # with stacks of gates before ups, and other names
+_TURNED_KINDS = ("gpt_oss", "llama4_text")
 _STACKED = ("gemma4_text",)  # with such stacks, by the names that transformers has
 _OLDER_NAMES = {
     "mixtral": (".mlp.", ".block_sparse_moe."),
@@ -183,7 +184,7 @@ class _Making:
         """Return the weight, or weights, that one of the model's is in its files."""
         if name == "lm_head.weight" and self.config.tie_word_embeddings:
             return []
-        if self.kind == "gpt_oss" and (found := _TURNED.match(name)):
+        if self.kind in _TURNED_KINDS and (found := _TURNED.match(name)):
             return [self._turned(name, found, tuple(tensor.shape))]
         if found := _STACK.match(name):
             return self._experts(self._own(found["start"]), found["kind"], tuple(tensor.shape))
@@ -295,7 +296,7 @@ class _Making:
         ]
 
     def _turned(self, name: str, found: re.Match[str], shape: tuple[int, ...]) -> Weight:
-        """Return gpt-oss's stacks: matrices lie turned, gates and ups in turn."""
+        """Return stacks whose matrices lie turned; gpt-oss's gates and ups lie in turn."""
         kinds = ("gate", "up") if found["kind"] == "gate_up" else ("down",)
         last = "bias" if found["bias"] else "weight"
         out = shape[-1] // len(kinds)
@@ -307,7 +308,8 @@ class _Making:
         def change(weight: Any) -> Any:
             both = weight.reshape(len(kinds), *each[1:])
             turned = both if found["bias"] else both.transpose(0, 2, 1)
-            return np.stack(list(turned), axis=-1).reshape(shape[1:])
+            both = np.stack(list(turned), axis=-1) if self.kind == "gpt_oss" else np.concatenate(list(turned), axis=-1)
+            return both.reshape(shape[1:])
 
         return Weight(name, shape, self.dtype, parts, change, together=len(stacks))
 
