@@ -4,37 +4,45 @@ The environment is transformers' (sandboxed, trim_blocks, lstrip_blocks, `genera
 `raise_exception`); its strings say where they came from (`nbtune.data.template.tracked_str`).
 
 Whoever writes a template, of chats or of rows, could write one that never ends, or that takes all memory. So steps,
-characters and seconds of one rendering are bounded: every turn of a loop and every call of a macro or block counts as a
-step; what grows texts, lists and numbers is asked first.
+bytes and seconds of one rendering are bounded: every turn of a loop and every call of a macro or block counts as a
+step; what makes texts, lists and numbers is asked first (`nbtune.data.template.demands`).
 """
 
 from __future__ import annotations
 
 import json
 import operator
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from functools import lru_cache, wraps
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import jinja2
 import jinja2.ext
 from jinja2 import nodes
-from jinja2.compiler import CodeGenerator
+from jinja2.filters import make_attrgetter
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from markupsafe import escape
 
-from nbtune.data.template.tracked_str import OTHER, Tracked, concat, joint, mark, spans_of, track
+from nbtune.data.template.demands import (
+    CONTAINERS,
+    DataDict,
+    TemplateLimit,
+    asked_first,
+    check_method,
+    check_operation,
+    weight,
+)
+from nbtune.data.template.generator import BoundedGenerator
+from nbtune.data.template.tracked_str import OTHER, Tracked, concat, joint, mark, size, spans_of, track
 
 MOST_STEPS = 2_000_000  # of one rendering; a chat of 10,000 messages takes some ten thousand
-LONGEST = 1 << 26  # characters, or items, of one value
-MOST_MADE = 1 << 30  # characters or items that one rendering makes in all
+MOST_MADE = 1 << 27  # bytes that one rendering makes in all, also those that it no longer holds
+MOST_OF_ROW = 64
 SECONDS = 8.0  # of one rendering; ordinary ones take milliseconds
-_WIDE = ("center", "ljust", "rjust", "zfill", "expandtabs")
-_FORMAT = re.compile(r"\d{6}|\*")
-_WITHIN = re.compile(r":[^{}]*\{")  # a width that is another value
 _OF_MAPPINGS = frozenset(dir({}))
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "*": operator.mul,
@@ -43,72 +51,74 @@ _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-class TemplateLimit(jinja2.exceptions.SecurityError):
-    """A template does more than any needs to."""
-
-
-class _Budget(threading.local):
+class Budget(threading.local):
     """What is left to the rendering that this thread is in."""
 
     def __init__(self) -> None:
-        self.start()
+        self.start({})
 
-    def start(self) -> None:
+    def start(self, row: Any) -> None:
+        """Begin a rendering of a row."""
         self.steps, self.made, self.until = MOST_STEPS, MOST_MADE, time.monotonic() + SECONDS
+        self._row: Any = row
 
     def step(self) -> str:
+        """Count a turn of a loop, or a call.
+
+        Raises:
+            TemplateLimit: there were too many, or time is up.
+        """
         self.steps -= 1
         if self.steps < 0 or time.monotonic() > self.until:
             raise TemplateLimit("it takes too many steps: its loops or macros do not end in time")
         return ""
 
-    def make(self, size: int) -> None:
-        self.made -= size
-        if size > LONGEST or self.made < 0:
+    def make(self, count: int) -> None:
+        """Count bytes that are made.
+
+        Raises:
+            TemplateLimit: it is too much.
+        """
+        self.made -= count
+        if self.made < 0 and (self._row is None or self._more() < 0):
             raise TemplateLimit("it makes too much text")
 
+    def _more(self) -> int:
+        """Return what is left, with what a large row may be made into."""
+        row, self._row = self._row, None
+        self.made += MOST_OF_ROW * weight(row, 1 << 40)
+        return self.made
 
-_budget = _Budget()
+    def expand(self, value: Any) -> Any:
+        """Return a value that is written out or compared next, with all that is in it.
+
+        Raises:
+            TemplateLimit: it is too much.
+        """
+        if isinstance(value, CONTAINERS):
+            if type(value) is DataDict:  # which holds no value twice
+                return value
+            if (found := weight(value, self.made)) > self.made and self._row is not None:
+                found = weight(value, self._more())
+            self.make(found)
+        elif isinstance(value, int):
+            self.make(value.bit_length())
+        return value
+
+
+budget = Budget()
 
 
 def _concat(pieces: Any) -> str:
     listed = list(pieces)
-    _budget.make(sum(map(len, listed)))
+    budget.make(sum(map(size, listed)))
     return concat(listed)
 
 
-class BoundedGenerator(CodeGenerator):
-    """Writes calls of our own as such: those of a template go through the sandbox, which takes its time."""
-
-    def visit_Call(self, node: Any, frame: Any, forward_caller: bool = False) -> None:
-        if isinstance(node.node, nodes.EnvironmentAttribute):
-            self.write("environment.step()")
-        elif isinstance(node.node, nodes.ExtensionAttribute) and forward_caller:
-            self.visit(node.node, frame)
-            self.write("(caller=caller)")
-        else:
-            super().visit_Call(node, frame, forward_caller=forward_caller)
-
-    def visit_Add(self, node: Any, frame: Any) -> None:
-        """Write `a + b + c` as one call."""
-        values = [node.right]
-        while isinstance(node.left, nodes.Add):
-            node = node.left
-            values.append(node.right)
-        self.write("environment.add((")
-        for value in (node.left, *reversed(values)):
-            self.visit(value, frame)
-            self.write(", ")
-        self.write("))")
-
-    def visit_Concat(self, node: Any, frame: Any) -> None:
-        """Write `a ~ b` through the environment's `concat`, as all other joining is."""
-        self.write("concat((")
-        for argument in node.nodes:
-            self.write("str(")
-            self.visit(argument, frame)
-            self.write("), ")
-        self.write("))")
+def made(value: Any) -> Any:
+    """Return what was made, counted."""
+    budget.make(size(value))
+    return value
 
 
 class BoundedEnvironment(ImmutableSandboxedEnvironment):
@@ -120,10 +130,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     def __init__(self) -> None:
         self.concat = _concat  # type: ignore[method-assign]
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-        self.step = _budget.step
+        self.step, self.expand, self.made = budget.step, budget.expand, made
         self.globals.pop("lipsum", None)
-        for name in ("center", "replace"):
-            self.filters[name] = _asked_first(name, self.filters[name])
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = super()._parse(source, name, filename)
@@ -145,83 +153,37 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             if type(value) is not str and type(value) is not Tracked:
                 break
         else:
-            text = concat(values)
-            _budget.make(len(text))
-            return text
-        made = values[0]
+            return made(concat(values))
+        total = values[0]
         for value in values[1:]:
-            made = made + value
-            _budget.make(_size(made))
-        return made
+            total = made(total + value)
+        return total
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        return super().getitem(obj, argument if type(argument) is str else budget.expand(argument))
+
+    def text(self, value: Any) -> str:
+        """Return a value written out."""
+        return value if type(value) is str or type(value) is Tracked else str(budget.expand(value))
+
+    def escaped(self, context: Any, value: Any) -> str:
+        """Return a value written out where a template may ask for HTML."""
+        if not context.eval_ctx.autoescape:
+            return self.text(value)
+        budget.make(6 * size(value))
+        return escape(budget.expand(value))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        _check_operation(operator, left, right)
+        check_operation(budget, operator, left, right)
         return _OPERATORS[operator](left, right)
 
     def call(self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(__obj) is Macro:
+            return super().call(__context, __obj, *args, **kwargs)
         method = getattr(__obj, "__wrapped__", __obj)  # jinja2 has wrapped `format`
         owner = getattr(method, "__self__", None)
-        if isinstance(owner, str):
-            _check_method(owner, getattr(method, "__name__", ""), (*args, *kwargs.values()))
-        return super().call(__context, __obj, *args, **kwargs)
-
-
-def _size(value: Any) -> int:
-    return len(value) if isinstance(value, str | list | tuple) else 0
-
-
-def _check_operation(operation: str, left: Any, right: Any) -> None:
-    numbers = isinstance(left, int) and isinstance(right, int)
-    if operation == "%":
-        if isinstance(left, str) and _FORMAT.search(left):
-            raise TemplateLimit("it asks for a text of great width")
-    elif operation == "*":
-        if numbers:
-            _budget.make((left.bit_length() + right.bit_length()) << 12)
-        elif isinstance(left, int) or isinstance(right, int):
-            times = left if isinstance(left, int) else right
-            _budget.make(max(0, times) * (_size(left) + _size(right)))
-    elif numbers and (left.bit_length() * abs(right)) > 1 << 14:
-        raise TemplateLimit("it makes a number of too many digits")
-
-
-def _check_method(owner: str, name: str, args: tuple[Any, ...]) -> None:
-    if name in _WIDE:
-        width = max((each for each in args if isinstance(each, int)), default=0)
-        _budget.make(width * (owner.count("\t") if name == "expandtabs" else 1))
-    elif name in ("format", "format_map"):
-        values = [inner for each in args for inner in (each.values() if isinstance(each, Mapping) else [each])]
-        great = any(isinstance(each, int) and each > 99_999 for each in values)
-        if _FORMAT.search(owner) or (great and _WITHIN.search(owner)):
-            raise TemplateLimit("it asks for a text of great width")
-    elif name == "replace" and len(args) > 1 and isinstance(args[0], str):
-        _budget.make(len(owner) + owner.count(args[0]) * _size(args[1]))
-    elif name == "join" and args and isinstance(args[0], list | tuple):
-        _budget.make(len(owner) * len(args[0]) + sum(map(_size, args[0])))
-
-
-def _asked_first(name: str, made_by: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter of texts that asks as the method of this name does."""
-
-    @wraps(made_by)  # also what jinja2 wrote on it: whether it wants the context
-    def asking(*args: Any, **kwargs: Any) -> Any:
-        at = next((i for i, each in enumerate(args) if isinstance(each, str)), None)
-        if at is not None:
-            _check_method(args[at], name, (*args[at + 1 :], *kwargs.values()))
-        return made_by(*args, **kwargs)
-
-    return asking
-
-
-def _of_a_size(made_by: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter that makes as many pieces as a number says, or of as many."""
-
-    @wraps(made_by)
-    def asking(*args: Any, **kwargs: Any) -> Any:
-        _budget.make(max((each for each in (*args, *kwargs.values()) if isinstance(each, int)), default=0))
-        return made_by(*args, **kwargs)
-
-    return asking
+        check_method(budget, owner, getattr(method, "__name__", ""), (*args, *kwargs.values()))
+        return made(super().call(__context, __obj, *args, **kwargs))
 
 
 class _Generation(jinja2.ext.Extension):
@@ -257,20 +219,15 @@ def _now(form: str) -> str:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    _budget.make(indent if isinstance(indent, int) else 0)
+    budget.expand(value)
+    budget.make(indent if isinstance(indent, int) else size(indent))
     text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
     tags = set(_tags(value))
     return track(text, joint(tags)) if tags else text
 
 
-class _DataDict(dict):  # type: ignore[type-arg]
-    """A mapping of the data, with the message that it belongs to."""
-
-    __slots__ = ("_tag",)
-
-
 def _tags(value: Any) -> Iterable[int]:
-    if type(value) is _DataDict:
+    if type(value) is DataDict:
         yield value._tag  # type: ignore[attr-defined]
     elif type(value) is Tracked:
         yield from (tag for _, _, tag in spans_of(value) if tag >= OTHER)
@@ -288,12 +245,23 @@ def _join(value: Iterable[Any], d: str = "", attribute: Any = None) -> str:
         value = (item.get(attribute, "") if isinstance(item, Mapping) else "" for item in value)
     pieces: list[str] = []
     for item in value:
-        pieces += (d, str(item)) if pieces else (str(item),)
+        text = str(budget.expand(item))
+        budget.make(size(text) + size(d))
+        pieces += (d, text) if pieces else (text,)
     return concat(pieces)
 
 
+@jinja2.pass_environment
+def _sum(environment: Any, iterable: Iterable[Any], attribute: Any = None, start: Any = 0) -> Any:
+    total, read = start, (lambda item: item) if attribute is None else make_attrgetter(environment, attribute)
+    for item in iterable:
+        budget.step()
+        total = made(total + read(item))
+    return total
+
+
 def _format(value: str, *args: Any, **kwargs: Any) -> str:
-    _check_operation("%", str(value), None)
+    check_operation(budget, "%", str(value), kwargs or args)
     text = str(value) % (kwargs or args)
     tags = set(_tags([value, list(args), kwargs]))
     return track(text, joint(tags)) if tags else text
@@ -303,6 +271,7 @@ def _indent(s: str, width: int | str = 4, first: bool = False, blank: bool = Fal
     pad = " " * min(width, 1000) if isinstance(width, int) else width
     lines = (s + "\n" if not s.endswith("\n") else s).splitlines() if s else [""]
     pieces: list[str] = [pad] if first else []
+    budget.make(size(pad) * s.count("\n"))
     for i, line in enumerate(lines):
         if i:
             pieces += ("\n", pad if blank or line else "")
@@ -337,8 +306,10 @@ def compiled(environment: BoundedEnvironment, template: str) -> jinja2.Template:
 def make_environment() -> BoundedEnvironment:
     """Make transformers' environment for chat templates, whose texts remember where they came from."""
     environment = BoundedEnvironment()
-    environment.filters.update(tojson=_tojson, join=_join, format=_format, indent=_indent)
-    environment.filters.update({name: _of_a_size(environment.filters[name]) for name in ("batch", "slice")})
+    environment.filters.update(tojson=_tojson, join=_join, format=_format, indent=_indent, sum=_sum)
+    tables: tuple[dict[str, Any], ...] = (environment.filters, environment.tests)
+    for table in tables:
+        table.update({name: asked_first(budget, name, does) for name, does in table.items()})
     environment.globals.update(raise_exception=_raise, strftime_now=_now, dict=_Dict())
     return environment
 
@@ -348,7 +319,7 @@ def tracked(value: Any, tag: int) -> Any:
     if isinstance(value, str):
         return track(value, tag)
     if isinstance(value, Mapping):
-        mapping = _DataDict((key, tracked(inner, tag)) for key, inner in value.items())
+        mapping = DataDict((key, tracked(inner, tag)) for key, inner in value.items())
         mapping._tag = tag  # type: ignore[attr-defined]
         return mapping
     if isinstance(value, list | tuple):
@@ -364,7 +335,7 @@ def bounded(template: jinja2.Template, values: Mapping[str, Any]) -> str:
             none of the following.
         TypeError, ValueError, KeyError, AttributeError: it expects others.
     """
-    _budget.start()
+    budget.start(values)
     try:
         return template.render(values)
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError):

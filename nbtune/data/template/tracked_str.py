@@ -145,6 +145,13 @@ class Tracked(str):
         return concat(pieces)
 
 
+def size(value: Any) -> int:
+    """Return the bytes of a text, or of a list without what stands in it; 0 for all else."""
+    if isinstance(value, str):
+        return len(value) if value.isascii() else 4 * len(value)
+    return 8 * len(value) if isinstance(value, list | tuple | dict) else 0
+
+
 def _make(text: str, spans: tuple[Span, ...]) -> Tracked:
     tracked = str.__new__(Tracked, text)
     tracked._spans = spans

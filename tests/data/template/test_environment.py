@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nbtune.data.formats.jinja_rows import template_format
 from nbtune.data.template import environment
 from nbtune.data.template.chat_template import render_text
+from nbtune.data.template.demands import TemplateLimit
 from nbtune.data.template.environment import compile_template
 from nbtune.errors import DataError, NbtuneError
 
@@ -84,6 +85,78 @@ def test_what_would_be_large_is_refused_before_it_is_made(template: str) -> None
         assert tracemalloc.get_traced_memory()[1] < 10**7
     finally:
         tracemalloc.stop()
+
+
+TWICE = "{% set n = namespace(a=(1,), b=(1,), d={}) %}{% for i in range(40) %}"
+TWICE += "{% set n.a = (n.a, n.a) %}{% set n.b = (n.b, n.b) %}{% set n.d = dict(a=n.d, b=n.d) %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        *("{{ n.a }}", "{{ n.d }}", "{{ n }}", "{{ n.a ~ 1 }}", "{{ [n.a] == [n.b] }}", "{{ {n.a: 1} }}"),
+        *("{{ n.d|tojson }}", "{{ n.a|pprint }}", "{{ n.a|upper }}", "{{ [n.a]|join }}", "{{ '%s'|format(n.a) }}"),
+        *("{{ '%s' % [n.a] }}", "{{ '{}'.format(n.a) }}", "{{ [n.a, n.b]|sort }}", "{{ [n.a, n.b]|unique|list }}"),
+        *("{{ n.a is eq(n.b) }}", "{{ [n.a].index(n.b) }}", "{{ n.d[n.a] }}", "{{ n.d.get(n.a) }}"),
+        *("{% for x in [1] %}{{ loop.changed(n.a) }}{% endfor %}", "{% autoescape true %}{{ n.a }}{% endautoescape %}"),
+        "{{ [n.a, n.b]|groupby(0)|list }}",
+    ],
+)
+def test_few_lists_within_lists_are_not_written_out_or_compared_where_that_would_not_end(
+    use: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "MOST_MADE", 1 << 18)
+    with pytest.raises(TemplateLimit):
+        render_text(TWICE + use, [])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99) %}{% set n.a = [n.a, s[i:]] %}{% endfor %}",
+        "{% for i in range(99) %}{% set n.a = [n.a, s.upper()] %}{% endfor %}",
+        "{% for i in range(99) %}{% set n.a = [n.a, s|upper] %}{% endfor %}",
+        "{% for i in range(99) %}{% set n.a = [n.a, ['x'] * 9999] %}{% endfor %}",
+        "{% for i in range(99) %}{% set n.a = [n.a, range(9999)|list] %}{% endfor %}",
+        "{% for i in range(9999) %}{% set n.a = [n.a, " + "1," * 200 + "] %}{% endfor %}",
+        "{% for i in range(9999) %}{% set n.a = {'a': n.a, "
+        + ",".join(f"{i}: 1" for i in range(200))
+        + "} %}{% endfor %}",
+        "{{ ('\N{GRINNING FACE}' * 400000)|length }}",
+        "{{ (s * 4)|list|length }}",
+        "{{ (s * 4)|e|length }}",
+        "{{ (s * 4)|wordwrap(1)|length }}",
+        "{{ (s * 4)|urlencode|length }}",
+        "{{ {'a': s * 4}|xmlattr|length }}",
+        "{{ ('a b' * 99999)|title|length }}",
+        "{{ ('a ' * 99999).split(' ')|length }}",
+        "{{ s.translate({97: 'x' * 99})|length }}",
+        "{{ ('\n' * 99999)|indent(99)|length }}",
+        "{{ ([[1] * 99] * 999)|sum(start=[])|length }}",
+        "{{ (['a'] * 9999)|join('b' * 999)|length }}",
+        "{{ ('%(a)s' * 999) % {'a': s} }}",
+        "{{ ('{a}' * 999).format(a=s) }}",
+    ],
+)
+def test_what_is_made_piece_by_piece_or_kept_is_bounded(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "MOST_MADE", 1 << 20)
+    begin = "{% set n = namespace(a=0) %}{% set s = 'a' * 99999 %}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(TemplateLimit):
+            render_text(begin + template, [])
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_large_row_may_be_made_into_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "MOST_MADE", 1 << 18)
+    template = "{% for m in messages %}{{ m.content.split('</think>')[-1]|trim ~ '\n' }}{{ m|tojson }}{% endfor %}"
+    said = [{"role": "user", "content": "I think " * 40}] * 2000
+    assert len(render_text(template, said)) == 2000 * 671
+    with pytest.raises(TemplateLimit):
+        render_text(template * 20, said)
 
 
 def test_formats_of_usual_widths_are_as_python_has_them() -> None:
