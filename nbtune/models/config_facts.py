@@ -8,6 +8,7 @@ from typing import Any
 
 from nbtune.errors import SpecError
 from nbtune.models import handed_over, token_rows
+from nbtune.models.config_numbers import CHOSEN, EXPERTS
 from nbtune.models.gguf_file import decoded
 from nbtune.models.loading import resolve
 from nbtune.models.weight_checks import read_headers
@@ -19,8 +20,6 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 # A config file spells what its class calls `num_hidden_layers` and `num_attention_heads` in its own way; some have only
 # the list of their layers' kinds.
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "layers_block_type", "layer_types", "block_types")
-EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
-CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads")
 
 

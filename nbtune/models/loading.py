@@ -15,6 +15,7 @@ from nbtune import hub_cache
 from nbtune.device.streams import fork_rng
 from nbtune.errors import HubError, SpecError
 from nbtune.models import handed_over, token_rows
+from nbtune.models.config_numbers import refuse_odd_config
 from nbtune.models.four_bit import four_bit
 from nbtune.models.gguf_file.decoded import folder_of, gguf_in, gguf_of
 from nbtune.models.progress_bars import hidden_bars
@@ -58,6 +59,7 @@ def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False
             fix = f"Name the file in it: {model}/{inside}." if inside else "Name the folder that save_pretrained made."
             raise SpecError(f"the folder {model} holds no config.json", fix=fix)
         refuse_odd_files(folder, texts=_SMALL)
+        refuse_odd_config(folder, model)
         return token_rows.filled(folder, resolve) if weights else folder
     if (file := gguf_of(model)) is not None:
         return folder_of(file, weights=weights)
@@ -67,7 +69,9 @@ def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False
         )
     if len(model) > 200:  # the Hub allows 96
         raise SpecError(f"{shortened(model)} is no model id", fix="Write it as org/name, or name a folder.")
-    return _shared(model) or _download(model, weights, trust_remote_code)
+    folder = _shared(model) or _download(model, weights, trust_remote_code)
+    refuse_odd_config(folder, model)
+    return folder
 
 
 def _shared(model: str) -> Path | None:
@@ -196,6 +200,7 @@ def tokenizer_folder(model: str, *, trust_remote_code: bool = False) -> Path:
     if folder is None:
         return resolve(model, weights=False, trust_remote_code=trust_remote_code)
     refuse_odd_files(folder, texts=_SMALL)
+    refuse_odd_config(folder, model)
     if any((folder / name).is_file() for name in ("tokenizer_config.json", *_TOKENIZER_FILES)):
         return folder
     return resolve(model, weights=False, trust_remote_code=trust_remote_code)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nbtune.models.config_facts import CHOSEN, EXPERTS
+from nbtune.models.config_numbers import CHOSEN, EXPERTS
 from nbtune.models.loading import from_config
 from nbtune.models.outline_facts import outlined
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from nbtune.errors import NbtuneError
 
-KINDS = ("specs", "rows", "models", "runs", "trained")
+KINDS = ("specs", "rows", "models", "runs", "trained", "gguf")
 FINE = ("accepted", "refused")
 BUG = "a bug in nbtune or a library"
 

@@ -280,7 +280,7 @@ def test_a_file_that_is_none_is_refused_in_a_sentence(
         (b"GGUF" + struct.pack(">I", 3) + bytes(64), "big-endian"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 1), "which no model has"),
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1 << 50), "a text of"),
-        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<IIQ", 9, 8, 1 << 40), "a list of"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<IIQ", 9, 8, 1 << 40), "lists of"),
         (
             b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<IIQ", 9, 9, 1),
             "which nbtune does not read",

@@ -119,3 +119,31 @@ def test_templates_behind_a_linked_folder_are_not_copied(folder: Path, tmp_path:
     (folder / "additional_chat_templates").symlink_to(tmp_path / "notes")
     with pytest.raises(NbtuneError, match="leads out of"):
         copy_tokenizer(folder, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "cause"),
+    [
+        ({"num_hidden_layers": 2_000_000_000}, "num_hidden_layers is 2,000,000,000, and no model has more than 1,024"),
+        ({"layer_types": ["full_attention"] * 2000}, "layer_types is 2,000"),
+        ({"text_config": {"n_layers": 5000}}, "n_layers is 5,000"),
+        ({"vision_config": {"depth": 10**9}}, "depth is 1,000,000,000"),
+        ({"num_local_experts": 10**6}, "num_local_experts is 1,000,000"),
+        ({"num_experts": 8, "num_experts_per_tok": 9}, "num_experts_per_tok is 9, and num_experts 8"),
+        ({"n_routed_experts": 8, "n_group": 2, "topk_group": 3}, "topk_group is 3, and n_group 2"),
+        ({"n_routed_experts": 8, "n_group": 3}, "its 8 experts .* cannot be 3 groups"),
+    ],
+)
+def test_numbers_that_no_model_has_are_refused_before_anything_is_built(
+    numbers: dict[str, Any], cause: str, folder: Path
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **numbers}))
+    with pytest.raises(SpecError, match=cause):
+        models.resolve(str(folder), weights=False)
+
+
+def test_a_number_of_layers_that_no_list_could_hold_is_refused_everywhere(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2_000_000_000}))
+    _ask_all(folder, "num_hidden_layers is")

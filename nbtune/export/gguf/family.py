@@ -14,7 +14,7 @@ from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.rope import rope_metadata, rope_tensors
 from nbtune.export.gguf.tensors import GgufTensor, Rows, mapped, parted, permuted, plain, stacked
 from nbtune.export.merge import MergedModel
-from nbtune.models.config_facts import CHOSEN, EXPERTS
+from nbtune.models.config_numbers import CHOSEN, EXPERTS
 
 # Buffers that old checkpoints hold, and that are computed.
 _COMPUTED = re.compile(r"\.(rotary_emb\.inv_freq|attn\.(masked_)?bias|attention\.(masked_)?bias)$")

@@ -30,7 +30,7 @@ from nbtune.export.imatrix_file import fitted
 from nbtune.export.merge import MergedModel
 from nbtune.export.source import ExportedFile, ExportSource, Progress, must_write_text, safe_name
 from nbtune.export.whole_base import by_its_config, left_to_its_class, must_be_whole
-from nbtune.models.config_facts import EXPERTS
+from nbtune.models.config_numbers import EXPERTS
 from nbtune.spec.gguf_types import FileType, Shape, type_named
 
 T = TypeVar("T")

@@ -36,6 +36,9 @@ def neighbours_apart(heads: int, turned: int, shape: tuple[int, ...]) -> Change:
         shape: of the weight.
     """
 
+    if turned % 2 or turned * heads > shape[0]:
+        raise ValueError(f"{turned} of {shape[0] // heads} rows of a head cannot be turned")
+
     def change(weight: Any) -> Any:
         each = weight.reshape(heads, shape[0] // heads, -1)
         pairs = each[:, :turned].reshape(heads, turned // 2, 2, -1)

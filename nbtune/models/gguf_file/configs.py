@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nbtune.models.config_numbers import refuse_odd_numbers
 from nbtune.models.gguf_file.architectures import ARCHITECTURES, Architecture
 from nbtune.models.gguf_file.header import GgufHeader, refused
 from nbtune.models.gguf_file.keys import Keys
@@ -26,6 +27,7 @@ def config_of(header: GgufHeader) -> tuple[Any, Architecture]:
     keys = Keys(header)
     _check_blocks(keys)
     settings = {**_common(keys, architecture), **architecture.more(keys)}
+    refuse_odd_numbers(settings, str(header.place))
     from transformers import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[settings.pop("model_type", architecture.model_type)]

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,7 @@ class _Reader:
 
     def __init__(self, data: mmap.mmap | bytes, path: Path) -> None:
         self.data, self.path, self.at, self.size = data, path, 0, len(data)
+        self.items = 0
 
     def read(self) -> tuple[dict[str, Any], dict[str, Stored]]:
         """Return metadata and tensors."""
@@ -256,7 +258,16 @@ class _Reader:
         if not isinstance(alignment, int) or not 0 < alignment <= 1 << 16:
             raise refused(self.path, f"its alignment is {shortened(repr(alignment), 40)}")
         begin = self.at + -self.at % alignment
-        return {name: self._stored(name, *info, begin) for name, info in infos.items()}
+        stored = {name: self._stored(name, *info, begin) for name, info in infos.items()}
+        self._refuse_shared(stored)
+        return stored
+
+    def _refuse_shared(self, stored: Mapping[str, Stored]) -> None:
+        """See that no weight lies where another does: a small file would become a model of any size."""
+        ordered = sorted(stored.items(), key=lambda each: each[1].start)
+        for (name, one), (after, other) in pairwise(ordered):
+            if one.start + one.bytes > other.start:
+                raise refused(self.path, f"the weights {shortened(name)} and {shortened(after)} lie in one place")
 
     def _stored(self, name: str, shape: tuple[int, ...], kind: int, offset: int, begin: int) -> Stored:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -289,8 +300,9 @@ class _Reader:
         if kind != _LIST:
             raise refused(self.path, f"it has a value of kind {kind}, which GGUF does not have")
         inner, count = self._number("I"), self._number("Q")
-        if count > _MOST_ITEMS:
-            raise refused(self.path, f"it has a list of {count:,} values, which no model has")
+        self.items += count
+        if self.items > _MOST_ITEMS:
+            raise refused(self.path, f"it has lists of {self.items:,} values, which no model has")
         if inner == _TEXT:
             self._must_hold(8 * count)
             return [self._text(_LONGEST_TEXT) for _ in range(count)]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,11 +118,24 @@ def _changed(change: Change, parts: tuple[Part, ...]) -> Any:
     made = [job() for part in parts for job in part.jobs()]
     if len({one.shape[1] for one in made}) > 1:
         made = [one.reshape(-1, 1) for one in made]
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), fitting(parts[0].stored.file):
         out = change(np.concatenate(made))
     if not np.isfinite(out).all():
         raise refused(parts[0].stored.file, "some of its weights are numbers that no such model has")
     return out
+
+
+@contextmanager
+def fitting(file: Path) -> Iterator[None]:
+    """Say of a file that its numbers of heads, groups and the like are not those of its weights.
+
+    Raises:
+        SpecError: they were not.
+    """
+    try:
+        yield
+    except (ValueError, ArithmeticError, IndexError) as error:
+        raise refused(file, f"its numbers of heads or groups do not fit its weights ({str(error)[:80]})") from error
 
 
 def main_dtype(header: GgufHeader) -> str:
@@ -147,7 +162,8 @@ def weights_of(header: GgufHeader, outline: Any, architecture: Architecture) -> 
     if odd:
         raise refused(header.place, f"it holds weights of type {odd[0]}, which are not decoded", "Take another type.")
     made = _Making(header, outline, architecture)
-    weights = [weight for name, tensor in outline.state_dict().items() for weight in made.one(name, tensor)]
+    with fitting(header.place):
+        weights = [weight for name, tensor in outline.state_dict().items() for weight in made.one(name, tensor)]
     left = sorted(set(header.tensors) - made.used)
     left = [name for name in left if not (_WITHOUT_MEANING.search(name) or _predicts(name, header))]
     left = [name for name in left if name not in rotary.TENSORS]

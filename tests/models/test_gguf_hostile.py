@@ -1,0 +1,94 @@
+"""A GGUF file by somebody who read our code: it costs no more memory or time than it has bytes; refused by name."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nbtune import models
+from nbtune.errors import SpecError
+from nbtune.models.gguf_file import header
+from nbtune.models.gguf_file.configs import config_of
+from nbtune.models.gguf_file.header import read_header
+from tests.fuzz.gguf import LIST, Pieces, good, text
+
+LLAMA, QWEN, MIXED = "llama 3, smollm, deepseek distilled", "qwen 3.5 moe", "deepseek v3"
+
+
+def told(pieces: Pieces, key: bytes, value: object) -> None:
+    """Let a file tell another value of a key that it has."""
+    [entry] = [each for each in pieces.keys if each[0] == key]
+    entry[2] = value
+
+
+def refused(data: bytes, tmp_path: Path, ask: Callable[[Path], object] = read_header) -> str:
+    (tmp_path / "bad.gguf").write_bytes(data)
+    with pytest.raises(SpecError, match=r"bad\.gguf") as caught:
+        ask(tmp_path / "bad.gguf")
+    return str(caught.value)
+
+
+def test_a_thousand_blocks_of_one_place_are_no_model(tmp_path: Path) -> None:
+    pieces = Pieces(good(LLAMA))
+    told(pieces, b"llama.block_count", 3000)
+    [first] = [each for each in pieces.tensors if each[0] == b"blk.0.attn_norm.weight"]
+    pieces.tensors = [each for each in pieces.tensors if not each[0].startswith(b"blk.")]
+    pieces.tensors += [[b"blk.%d.attn_norm.weight" % i, *first[1:]] for i in range(3000)]
+    assert "lie in one place" in refused(pieces.whole(), tmp_path)
+
+
+def test_a_file_of_more_blocks_than_any_model_is_not_built(tmp_path: Path) -> None:
+    pieces = Pieces(good(LLAMA))
+    told(pieces, b"llama.block_count", 3000)
+    end = len(pieces.numbers)
+    pieces.tensors = [each for each in pieces.tensors if not each[0].startswith(b"blk.")]
+    pieces.tensors += [[b"blk.%d.attn_norm.weight" % i, [8], 0, end + 32 * i] for i in range(3000)]
+    pieces.numbers += bytes(32 * 3000)
+    said = refused(pieces.whole(), tmp_path, lambda path: config_of(read_header(path)))
+    assert "num_hidden_layers is 3,000, and no model has more" in said
+
+
+def test_weights_that_lie_half_in_each_other_are_refused(tmp_path: Path) -> None:
+    pieces = Pieces(good(LLAMA))
+    later = sorted(pieces.tensors, key=lambda each: each[3])[3]
+    later[3] -= 32
+    said = refused(pieces.whole(), tmp_path)
+    assert later[0].decode() in said
+    assert "lie in one place" in said
+
+
+def test_lists_are_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(header, "_MOST_ITEMS", 1 << 16)
+    many = b"".join(text(b"x%d" % i) + struct.pack("<IIQ", LIST, 0, 1 << 15) + bytes(1 << 15) for i in range(20))
+    tracemalloc.start()
+    try:
+        assert "lists of 98,304 values" in refused(b"GGUF" + struct.pack("<IQQ", 3, 0, 20) + many, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("family", "key", "value", "words"),
+    [
+        (LLAMA, b"llama.rope.dimension_count", (1 << 32) - 1, "do not fit its weights"),
+        (LLAMA, b"llama.rope.dimension_count", 3, "do not fit its weights"),
+        (QWEN, b"qwen35moe.ssm.group_count", 7, "do not fit its weights"),
+        (QWEN, b"qwen35moe.ssm.group_count", 0, "do not fit its weights"),
+        (QWEN, b"qwen35moe.expert_used_count", 255, "num_experts_per_tok is 255, and num_experts 4: more than there"),
+        (MIXED, b"deepseek2.expert_group_used_count", 255, "topk_group is 255, and n_group 2"),
+        (MIXED, b"deepseek2.expert_group_count", 3, "cannot be 3 groups"),
+    ],
+)
+def test_numbers_that_do_not_fit_together_are_refused_before_the_weights_are_read(
+    family: str, key: bytes, value: int, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NBTUNE_CACHE", str(tmp_path / "cache"))
+    pieces = Pieces(good(family))
+    told(pieces, key, value)
+    assert words in refused(pieces.whole(), tmp_path, lambda path: models.resolve(str(path), weights=False))
+    assert not [*(tmp_path / "cache" / "gguf").glob("*/config.json")]
