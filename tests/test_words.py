@@ -145,7 +145,8 @@ def test_a_kernel_says_shapes() -> None:
 # Called by what they are handed to: IPython, PyYAML, Jinja, ipywidgets.
 CALLED_BY_OTHERS = {
     "load_ipython_extension", "unload_ipython_extension", "ignore_aliases", "compose_node", "scan_plain",
-    "visit_Concat", "_output_child_pre", "getitem", "_send_telemetry", "call_binop", "_parse", "get_state", "backend_cls",
+    "visit_Concat", "_output_child_pre", "getitem", "_send_telemetry", "call_binop", "_parse", "get_state",
+    "backend_cls",
 }  # fmt: skip
 
 
