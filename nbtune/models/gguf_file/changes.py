@@ -34,6 +34,9 @@ def neighbours_apart(heads: int, turned: int, shape: tuple[int, ...]) -> Change:
         heads: of the rows.
         turned: how many rows of a head are rotated; those beyond stay.
         shape: of the weight.
+
+    Raises:
+        ValueError: a head has no so many rows, or they are no pairs.
     """
 
     if turned % 2 or turned * heads > shape[0]:
