@@ -60,7 +60,7 @@ async function buildPlotly() {
 // Our style's variables by short names: what everybody's notebook carries with each widget is no place for long ones.
 const SHORT = Object.fromEntries(["accent", "soft", "line", "fg", "bad", "raised", "warn", "good", "bg", "edge", "mono", "code"].map((name, k) => [`--nbt-${name}`, `--nb${k.toString(36)}`]));
 const shortened = (text) => text.replace(/--nbt-[a-z]+/g, (name) => SHORT[name] ?? name);
-const shortStyle = (text) => shortened(text).replace(/\btransparent\b/g, "#0000").replace(/(--nb\w): /g, "$1:").replace(/, /g, ",");
+const shortStyle = (text) => shortened(text).replace(/\btransparent\b/g, "#0000").replace(/(--nb\w): /g, "$1:").replace(/, /g, ",").replace(/(-width): /g, "$1:");
 
 mkdirSync(OUT, { recursive: true });
 if (process.argv.includes("--watch")) {

@@ -20,6 +20,9 @@ from nbtune.untrusted import harmless
 _UNKNOWN = "not known"
 
 
+_APART = "rows in one sequence do not see each other"
+
+
 def leaks(architecture: str, words: str) -> PlanError:
     """Return the refusal of packs: the same sentence by a plan and by a run."""
     return PlanError(
@@ -110,7 +113,7 @@ class Abilities(BaseModel):
             ("accelerated", self._accelerated()),
             ("settings", ", ".join(f"{name} {value}" for name, value in self.settings.items())),
             ("weights", self.weights.said("all there", "refused")),
-            ("packing", self.packing.said("safe", "leaks")),
+            ("packing", self.packing.said(_APART, "rows in one sequence see each other")),
             ("answers end", self.ends.said("generation stops", "generation does not stop")),
             ("merging", self.merging.said("can be merged", "cannot be merged")),
             ("GGUF", self.gguf.said("can be written", "cannot be written")),

@@ -34,6 +34,14 @@ class _Beside:
     __hash__ = None  # type: ignore[assignment]
 
 
+_ACTIVATIONS = {
+    "keep": "kept",
+    "selective": "kept in part, the others computed again",
+    "recompute": "computed again where gradients need them",
+    "offload": "in RAM until gradients need them",
+}
+
+
 class Plan(BaseModel):
     """How a run will be done. Made by `nbtune.plan(spec)`; the run keeps it as ``plan.json``.
 
@@ -121,7 +129,8 @@ class Plan(BaseModel):
     def rows_of_explanation(self) -> list[tuple[str, str]]:
         """Return (what, value) pairs, in the order a person asks for them."""
         trained = f"{self.trainable_parameters / 1e6:,.2f} M of {self.parameters / 1e6:,.1f} M parameters"
-        batch = f"{self.micro_batch_size} rows × {self.gradient_accumulation_steps} accumulated"
+        several = self.gradient_accumulation_steps
+        batch = f"{self.micro_batch_size} rows" + (f" × {several} accumulated" if several > 1 else "")
         many, each = self.gpus > 1, " on each" if self.gpus > 1 else ""
         shared = f", shared by {self.gpus} {'processes' if self.device == 'cpu' else 'GPUs'}" if many else ""
         threads = f"; {self.threads} thread{'s' if self.threads != 1 else ''}{each}" if self.threads else ""
@@ -130,17 +139,25 @@ class Plan(BaseModel):
             ("model", f"{self.model} ({self.architecture}), trains {trained}"),
             ("rows", f"{self.rows:,} to train on, {self.eval_rows:,} held out"),
             ("device", f"{f'{self.gpus} × ' * many}{self.device_name}, {self.dtype}: {self.dtype_reason}{threads}"),
-            ("batch", f"{batch}{shared}, up to {self.sequence_len:,} tokens{', packed' if self.packing else ''}"),
+            (
+                "batch",
+                f"{batch}{shared}, up to {self.sequence_len:,} tokens{' in a sequence' if self.packing else ' each'}",
+            ),
             ("steps", f"{self.total_steps:,}, measured every {self.eval_every:,}"),
             ("learning rate", self.explained_rate()),
             ("memory", f"about {_size(self.peak_bytes)} of {_size(self.available_bytes)}{each} ({parts})"),
-            ("frozen weights", f"{self.placed()}; activations: {self.activations}"),
+            ("frozen weights", f"{self.placed()}; activations {_ACTIVATIONS[self.activations]}"),
             *self._updates(),
             ("disk", self.disk_and_download()),
             ("time", f"about {_duration(self.seconds)}, corrected once the first steps are measured"),
         ]
         rows += [] if self.spread is None else self.spread.rows(self.device_name)
-        return rows + self.abilities.rows() + [("why", reason) for reason in self.reasons]
+        able = [(name, self._packed(said) if name == "packing" else said) for name, said in self.abilities.rows()]
+        return rows + able + [("why", reason) for reason in self.reasons]
+
+    def _packed(self, tried: str) -> str:
+        whether = "on: short rows share a sequence" if self.packing else "off: each row is a sequence of its own"
+        return f"{whether}. Tried out: {tried}"
 
     def _updates(self) -> list[tuple[str, str]]:
         named = f" by {self.optimizer}" if self.optimizer else ""

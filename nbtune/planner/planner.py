@@ -203,7 +203,8 @@ def _packing(spec: RunSpec, abilities: Abilities, architecture: str, reasons: li
         reasons.append(f"rows are not packed: `order: {spec.order}` could not be kept")
         return False
     if abilities.packing.holds:
-        reasons.append(f"rows are packed, which is safe with {architecture}: {abilities.packing.words}")
+        why = f"which is safe with {architecture}: {abilities.packing.words}"
+        reasons.append(f"rows are packed, short ones into one sequence, {why}")
     elif abilities.packing.holds is None:
         reasons.append(f"rows are not packed: whether {architecture} keeps them apart is not known")
     else:

@@ -44,7 +44,7 @@ def of(folder: Path) -> Foreign | None:
     """Return whose run it is; None: nbtune's own."""
     try:
         body = load(folder / _FILE)
-    except (OSError, BadFile):  # there is none: what cannot be read is refused where the folder is looked at
+    except (OSError, ValueError, BadFile):  # there is none; one that cannot be read is refused elsewhere
         return None
     trainer, library, version = (body.get(key) for key in ("trainer", "library", "version"))
     words = [shortened(harmless(one, line=True), 60) if isinstance(one, str) else "" for one in (library, version)]

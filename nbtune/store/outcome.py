@@ -48,7 +48,8 @@ class Outcome:
 
     Attributes:
         rows: how many held-out rows were measured; None where others measured rows that are not here.
-        base, tuned: mean over these of a row's loss, in nats a token; None where there are none, or no base.
+        base, tuned: mean over these rows' trained tokens, in nats, as held-out rows are measured while it trains; None
+            where there are none, or no base.
         low, high: 95 % interval of how much lower the tuned model's is (bootstrap over rows); None of fewer than eight.
         better: how many rows it is lower on.
         asked: answers before and after.
@@ -103,17 +104,19 @@ def measure(run: RunHandle, told: Callable[[Outcome], None]) -> Outcome:
 
 
 def compared(rows: Sequence[RowLoss]) -> Outcome:
-    """Return base against tuned on some rows, pair by pair."""
-    tuned = float(np.mean([row.loss for row in rows])) if rows else None
+    """Return base against tuned on some rows, pair by pair; each counts by its trained tokens."""
+    counts = np.array([max(1, row.trained) for row in rows], np.float64)
+    tuned = float(np.average([row.loss for row in rows], weights=counts)) if rows else None
     lower = np.array([row.learnt for row in rows if row.learnt is not None and math.isfinite(row.learnt)])
     if not len(lower) or len(lower) < len(rows):
         return Outcome(step=0, rows=len(rows), tuned=tuned)
-    base = float(np.mean([row.base for row in rows]))
+    base = float(np.average([row.base for row in rows], weights=counts))  # type: ignore[arg-type]  # each has one
     found = Outcome(step=0, rows=len(rows), base=base, tuned=tuned, better=int((lower > 0).sum()))
     if len(lower) < _FEWEST:
         return found
-    draws = np.random.default_rng(0).choice(lower, (_DRAWS, len(lower))).mean(axis=1)
-    low, high = np.quantile(draws, (0.025, 0.975))
+    drawn = np.random.default_rng(0).integers(0, len(lower), (_DRAWS, len(lower)))
+    means = (lower * counts)[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
     return replace(found, low=float(low), high=float(high))
 
 

@@ -170,18 +170,18 @@ def _compared(look: _Look, rows: Rows, words: np.ndarray) -> Claim:
     still = max(_STILL.get(kind, 1e-3), _PART.get(kind, 0.0) * leak)
     # rounding is given room, but none that a leak would fit into
     limit = max(still, 2 * noise, min(_MARGIN * noise, leak / 2))
-    detail = f"beside another row a row's numbers change by {moved:.1g} (of 1, {kind}; noise {noise:.1g}; {leak:.1g} "
-    detail += "if it saw that row)"
+    plainly = f"a row's numbers change by {moved:.1g} when its neighbours do, by {leak:.1g} if it saw them"
+    detail = f"{plainly} (of 1; rounding of {kind}: {noise:.1g})"
     shows = leak > still and leak > 4 * noise
     if backwards > _ALIKE.get(kind, 1e-1) or (moved > limit and (shows or not noise)):
         return Claim(holds=False, words=detail)
     if not shows:
         return Claim(words=f"that cannot be told here: {detail}")
-    return _like_itself(look, rows, truth, detail)
+    return _like_itself(look, rows, truth, plainly, detail)
 
 
-def _like_itself(look: _Look, rows: Rows, truth: list[list[torch.Tensor]], detail: str) -> Claim:
-    """Return whether a few documents of a pack say what they say alone."""
+def _like_itself(look: _Look, rows: Rows, truth: list[list[torch.Tensor]], plainly: str, detail: str) -> Claim:
+    """Return whether a few documents of a pack say what they say alone; where they do not, with all numbers."""
     chosen = [(row[k], b, k) for b, row in enumerate(rows) for k in range(len(row))][:_ALONE]
     apart = [look.alone(document) for document, _, _ in chosen]
     beside = [look.alone(document, chosen[i - 1][0]) for i, (document, _, _) in enumerate(chosen)]
@@ -191,8 +191,8 @@ def _like_itself(look: _Look, rows: Rows, truth: list[list[torch.Tensor]], detai
     kind = str(apart[0].dtype).removeprefix("torch.")
     usual = _ALIKE.get(kind, 1e-1)  # rows of a batch that change each other by more than rounding are no measure
     alike = max(usual, min(_MARGIN * spread, _MARGIN * usual))
-    detail += f", without one by {max(first, behind):.1g}"
-    return Claim(holds=first <= alike and behind <= max(alike, _MARGIN * first), words=detail)
+    holds = first <= alike and behind <= max(alike, _MARGIN * first)
+    return Claim(holds=holds, words=plainly if holds else f"{detail}, without neighbours by {max(first, behind):.1g}")
 
 
 def _with_others(rows: Rows, words: np.ndarray, which: Callable[[int], bool]) -> Rows:

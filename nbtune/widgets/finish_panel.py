@@ -16,7 +16,7 @@ from nbtune.widgets.run_state import RunView
 from nbtune.widgets.sanitize import clean
 
 AUTOMATIC = 2_000_000_000  # parameters; a larger model is loaded only when somebody asks for it
-_LAST = 5  # steps whose mean is the loss at the end
+_LAST = 5  # steps (of long runs, boxes of them) whose mean is the loss at the end
 
 
 class Finish(Panel):
@@ -63,11 +63,12 @@ class Finish(Panel):
 def _facts(run: RunHandle, view: RunView) -> dict[str, Any]:
     """Return the losses at the beginning and at the end, and the lines that use the model."""
     with view.lock:
-        losses = [float(loss) for loss in view.series.column("loss")]
-        evals = [item["loss"] for item in view.lists["evals"] if item["loss"] is not None]
-    last = losses[-_LAST:]
-    found: dict[str, Any] = {"loss": [losses[0], sum(last) / len(last)]} if len(losses) > 1 else {}
-    found |= {"eval": [evals[0], evals[-1]]} if len(evals) > 1 else {}
+        losses, counts = ([float(x) for x in view.series.column(name)] for name in ("loss", "count"))
+        evals = [(item["loss"], item["step"]) for item in view.lists["evals"] if item["loss"] is not None]
+    last, of = losses[-_LAST:], sum(counts[-_LAST:])
+    mean = sum(loss * count for loss, count in zip(last, counts[-_LAST:], strict=True)) / max(1, of)
+    found: dict[str, Any] = {"loss": [losses[0], mean], "last": int(of)} if len(losses) > 1 else {}
+    found |= {"eval": [evals[0][0], evals[-1][0]], "step": evals[0][1]} if len(evals) > 1 else {}
     scores = [[name, was, now] for name, was, now in score_rows(run)]
     found |= {"scores": scores[:24]} if scores else {}
     with contextlib.suppress(AttributeError, NbtuneError, OSError):  # a run that has none yet

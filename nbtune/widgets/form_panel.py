@@ -183,6 +183,7 @@ class Form(Panel):
             download = {"download": plan.download_bytes, "steps": plan.total_steps}
             more = {"chosen": _chosen(plan), "vram": has_vram(plan), "trainable": plan.trainable_parameters}
             more |= {"rate": plan.learning_rate, "batch": _batch(plan), "train": plan.rows}
+            more |= {"model": spec.model, "packing": _packing(plan)}
             self.costs = {"state": "known", "rows": rows, **numbers, **download, **more}
 
     def _costs_failed(self, error: BaseException, number: int, values: Mapping[str, Any]) -> None:
@@ -212,6 +213,15 @@ class Form(Panel):
 
     def _start_failed(self, error: BaseException) -> None:
         self.costs = {"state": "failed", "error": described(error, {}, self._titles)}
+
+
+def _packing(plan: Any) -> str:
+    """Return whether short rows share a sequence, and if not why, as the page has a sentence for it; "": as it was
+    tried."""
+    holds = plan.abilities.packing.holds
+    if plan.packing:
+        return "on" if holds else ""
+    return {True: "off", False: "leaks", None: "unknown"}[holds]
 
 
 def _spec_of(values: Mapping[str, Any]) -> RunSpec:

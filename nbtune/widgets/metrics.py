@@ -121,7 +121,6 @@ def _starts(first: np.ndarray, limit: int) -> np.ndarray:
 
 def row_of(index: int, step: Step) -> tuple[float, ...]:
     """Return a step as a row of `COLUMNS`."""
-    memory = step.memory_allocated or step.memory_peak
     loss = step.loss
     return (
         index,
@@ -133,9 +132,23 @@ def row_of(index: int, step: Step) -> tuple[float, ...]:
         step.learning_rate,
         step.grad_norm,
         step.tokens_per_second,
-        memory,
+        held_at_most(step),
         step.time,
     )
+
+
+def held_at_most(step: Step) -> int:
+    """Return the bytes that a step held at most: on a GPU with what its allocator keeps ready, as the chart of what
+    holds memory shows it; of a process, which tells its RAM twice and the peak of all its life, its RAM.
+
+    >>> gpu = Step(step=1, loss=1.0, memory_allocated=16, memory_reserved=71, memory_peak=60)
+    >>> cpu = Step(step=1, loss=1.0, memory_allocated=2, memory_reserved=2, memory_peak=9)
+    >>> held_at_most(gpu), held_at_most(cpu)
+    (71, 2)
+    """
+    of_a_process = step.memory_reserved == step.memory_allocated > 0
+    peak = 0 if of_a_process else step.memory_peak
+    return max(step.memory_allocated, step.memory_reserved, peak)
 
 
 _EACH = 4  # processes that have a line each: of more the ends and the middle

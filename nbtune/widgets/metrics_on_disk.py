@@ -21,7 +21,7 @@ from nbtune.untrusted import open_to_append
 from nbtune.widgets.metrics import COLUMNS, merged
 
 FEW = 10_000  # steps that need no file: reading their events takes a moment
-VERSION = 1
+VERSION = 2  # 1 told memory between steps
 _BOX = 8
 _LEVELS = 9  # a row of the highest one stands for 16.7 million steps
 _ROW = 8 * len(COLUMNS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from dataclasses import asdict, dataclass
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from nbtune import events as ev
 from nbtune.errors import NbtuneError
 from nbtune.keepalive import heart
+from nbtune.methods import METHODS
+from nbtune.store import foreign
 from nbtune.untrusted import from_here, harmless
 from nbtune.widgets.sanitize import clean
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from nbtune.store.run_handle import RunHandle
     from nbtune.store.run_reader import RunReader
 
+_LEFT = ("stopped", "failed", "interrupted")  # ended before all was done
 _TRUSTED = 1.0  # seconds for which a run that lived is taken to live
 
 
@@ -100,7 +104,8 @@ class RunStatus:
             "vram": has_vram(plan),
             "memory_total": int(getattr(plan, "available_bytes", 0) or 0),
             "asks": self.asks,
-            "resumable": bool(state in ("stopped", "failed", "interrupted")),
+            "resumable": bool(state in _LEFT and not self._of_another_trainer),
+            "never": self._never(state),
             "error": self._error(state),
         }
 
@@ -120,6 +125,22 @@ class RunStatus:
             return bool(self.run.spec.samples)
         except (OSError, NbtuneError):  # a run whose spec cannot be read
             return False
+
+    @cached_property
+    def _of_another_trainer(self) -> bool:
+        return foreign.of(self.run.folder) is not None
+
+    @cached_property
+    def _unable(self) -> set[str]:
+        found = {"losses", "rateForm"} if self._of_another_trainer else set[str]()
+        with contextlib.suppress(OSError, NbtuneError):  # a run whose spec cannot be read
+            found |= {"chat", "losses"} if METHODS[self.run.spec.method].head else set()
+        return found
+
+    def _never(self, state: str) -> list[str]:
+        """Return the buttons that could do nothing for this run, by the monitor's names for them."""
+        kept = state not in _LEFT or self.run.saved_steps or (self.run.folder / "adapter").is_dir()
+        return sorted(self._unable | (set() if kept else {"chat", "export", "losses", "push"}))
 
     def _state(self) -> str:
         last_state = self.last.state

@@ -107,7 +107,10 @@ def _said(view: RunView) -> dict[str, Any]:
     losses = [float(loss) for loss in view.series.column("loss")]
     evals = [item["loss"] for item in view.lists["evals"] if item["loss"] is not None]
     finite = [loss for loss in losses if math.isfinite(loss)]
+    status = view.status()
     return {
+        "never": [*status["never"], *([] if status["resumable"] else ["resume"])],
+        "anew": not view.run.saved_steps,
         "line": line(losses),
         "loss": float(f"{finite[-1]:.4g}") if finite else None,
         "best": float(f"{min(evals):.4g}") if evals else None,

@@ -72,8 +72,8 @@ def test_runs_of_every_kind_are_opened_compared_and_deleted(notebook):
     assert page.page.evaluate("globalThis.hacked") is None
     lost = rows.first
     expect(lost.locator(".nbt-state")).to_have_text("interrupted")
-    expect(lost.locator("button.nbt-btn:visible")).to_have_text(["Resume"])  # one thing is to be done
-    expect(panel.locator(".nbt-main:visible")).to_have_text(["Resume"])
+    expect(lost.locator("button.nbt-btn:visible")).to_have_text(["Start again"])  # one thing is to be done
+    expect(panel.locator(".nbt-main:visible")).to_have_text(["Start again"])  # there is no checkpoint
     expect(panel.locator("tbody tr", has_text="cannot be read").locator("button.nbt-btn:visible")).to_have_count(0)
     assert page.looks("home", PANEL) == []
     for width in (700, 1400):

@@ -122,7 +122,7 @@ def test_the_loaded_model_is_asked_too(train: Any, family: str, way: str, monkey
 def test_auto_packs_where_that_is_safe_and_says_where_it_is_not(train: Any) -> None:
     safe = train("llama", packing="auto", dtype="fp32").wait()
     assert safe.plan.packing
-    assert any("rows are packed, which is safe" in reason for reason in safe.plan.reasons)
+    assert any("one sequence, which is safe" in reason for reason in safe.plan.reasons)
     other = train("bloom", packing="auto", dtype="fp32", accelerate=False).wait()
     assert other.state == "finished"
     assert not other.plan.packing

@@ -8,6 +8,7 @@ import pytest
 import nbtune
 from nbtune import events
 from nbtune.engine import evaluation
+from nbtune.events import Eval
 from nbtune.generate.sampling import CUT
 from nbtune.store import outcome
 from nbtune.store.outcome import compared, measure, remembered
@@ -31,6 +32,16 @@ def test_an_interval_holds_the_mean_and_is_said_of_eight_rows_or_more():
     assert compared([]).base is None
 
 
+def test_a_row_counts_by_its_trained_tokens_as_where_held_out_rows_are_measured():
+    short, long = (
+        RowLoss("eval", "rows", k, k, f"r{k}", 99, n, 3, loss, 4.0) for k, n, loss in ((0, 10, 3.0), (1, 30, 1.0))
+    )
+    found = compared([short, long])
+    assert (found.base, found.tuned, found.better) == (4.0, 1.5, 2)
+    many = compared([short, long] * 8)
+    assert many.low < 2.5 < many.high
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     told = [{"prompt": f"What is {k}?", "completion": f"It is {k}, sailor."} for k in range(60)]
@@ -50,8 +61,10 @@ def test_held_out_rows_are_measured_and_asked_and_what_was_found_stays(run):
     whole = MeasuredRows(run).wait()  # those that were measured for the card do not hide the others
     held = [row for row in whole.rows.values() if row.part == "eval"]
     assert (len(held), whole.done) == (12, 60)
-    assert found.base == pytest.approx(np.mean([row.base for row in held]))
-    assert found.tuned == pytest.approx(np.mean([row.loss for row in held]))
+    counts = [row.trained for row in held]
+    assert found.base == pytest.approx(np.average([row.base for row in held], weights=counts))
+    assert found.tuned == pytest.approx(np.average([row.loss for row in held], weights=counts))
+    assert found.tuned == pytest.approx(run.latest(Eval).loss, rel=1e-5)  # two numbers of one thing agree
     for asked, row in zip(found.asked, sorted(held, key=lambda row: row.index), strict=False):
         assert (asked.prompt, asked.wanted) == (f"What is {row.row}?", f"It is {row.row}, sailor.")
         assert asked.base.removesuffix(CUT) == run.generate(asked.prompt, base=True, max_new_tokens=96)

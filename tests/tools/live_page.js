@@ -1,5 +1,11 @@
 // The page's half of live_page.py: models that hear the kernel's messages, and a manager that shows panels in each other.
 globalThis.models = new Map();
+let shown = [];
+/** As anywidget dresses a page: one `style` a name, behind those that are there; whoever comes again replaces its own. */
+const dress = ({ _css, _anywidget_id: name }) => {
+    const node = document.getElementById(name) ?? document.head.appendChild(Object.assign(document.createElement("style"), { id: name, className: "dress" }));
+    node.textContent = _css;
+};
 const bytes = (text) => new DataView(Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer);
 const modules = new Map();
 const load = (text) => {
@@ -15,7 +21,7 @@ class Model {
     off(name, f) { this.heard.get(name)?.delete(f); }
     tell(name, ...words) { for (const f of [...(this.heard.get(name) ?? [])]) f(...words); }
     send(content) { kernel(this.id, JSON.stringify(content)); }
-    async begin() { this.panel ??= load(this.state._esm).then(({ default: make }) => { const made = make(); made.initialize({ model: this }); return made; }); return this.panel; }
+    async begin() { dress(this.state); this.panel ??= load(this.state._esm).then(({ default: make }) => { const made = make(); made.initialize({ model: this }); return made; }); return this.panel; }
 }
 const manager = {
     get_model: async (id) => { for (let k = 0; k < 100 && !models.has(id); k += 1) await new Promise((done) => setTimeout(done, 20)); return models.get(id); },
@@ -42,9 +48,14 @@ globalThis.deliver = (messages) => {
         }
     }
 };
-globalThis.mount = async (id) => {
-    const model = models.get(id);
-    document.getElementById("css").textContent = model.state._css;
-    const { el } = await manager.create_view(model);
-    document.getElementById("host").replaceChildren(el);
+globalThis.clear = () => {
+    for (const view of shown) view.remove();
+    for (const node of document.querySelectorAll(".dress")) node.remove();
+    shown = [];
+};
+globalThis.mount = async (id, beside) => {
+    if (!beside) clear();
+    const view = await manager.create_view(models.get(id));
+    shown.push(view);
+    document.getElementById("host").append(view.el);
 };

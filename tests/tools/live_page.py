@@ -25,7 +25,7 @@ REPO = Path(__file__).resolve().parents[2]
 THEMES = Path(sys.prefix) / "share" / "jupyter" / "lab" / "themes" / "@jupyterlab"
 QUIET = 0.5  # seconds without a message, after which a page has come to rest
 
-_SHELL = """<!doctype html><html lang="en"><head><title>panels</title><style id="theme"></style><style id="css"></style>
+_SHELL = """<!doctype html><html lang="en"><head><title>panels</title><style id="theme"></style>
 <style>body { margin: 0; background: var(--jp-layout-color1); font-family: var(--jp-ui-font-family); }</style></head>
 <body><main id="host"></main></body></html>"""
 
@@ -79,12 +79,16 @@ class LivePage:
         if (known := _Comm.all.get(number)) is not None:
             known.handle_msg({"content": {"data": {"method": "custom", "content": json.loads(content)}}, "buffers": []})
 
-    def show(self, widget: Any) -> Any:
-        """Mount a panel; return it as a locator."""
+    def show(self, widget: Any, *, beside: bool = False) -> Any:
+        """Mount a panel, in place of those that are there or below them; return the first one as a locator."""
         self._deliver()
-        self.page.evaluate("(id) => mount(id)", widget.model_id)
+        self.page.evaluate("([id, beside]) => mount(id, beside)", [widget.model_id, beside])
         self.rest()
         return self.page.locator("#host .nbt").first
+
+    def clear(self) -> None:
+        """Take all panels away, and what they brought into the page."""
+        self.page.evaluate("() => clear()")
 
     def _deliver(self) -> int:
         said = []

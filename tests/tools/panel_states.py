@@ -18,7 +18,7 @@ import nbtune
 from nbtune import events as ev
 from nbtune.models.memory_estimate import MemoryPlan
 from nbtune.spec import RunSpec
-from nbtune.store import folder
+from nbtune.store import folder, foreign
 from nbtune.store.event_log import EventWriter
 from nbtune.store.run_reader import RunReader
 from nbtune.widgets import chat, compare, exporter, form, home, inspect, losses, monitor
@@ -227,12 +227,15 @@ def of_a_gpu() -> MemoryRun:
     run.alive, run.plan.device, run.plan.available_bytes = True, "cuda", 24 * GIB
     parts = {"weights": 15, "adapter": 1 / 8, "gradients": 1 / 8, "optimizer": 1 / 4, "activations": 3, "head": 0.5}
     run.plan.memory = MemoryPlan(**{name: int(size * GIB) for name, size in parts.items()}, reserve=GIB)
+    run.plan.total_steps = 400
     run.say(ev.State(state="running", total_steps=400))
     for k in range(1, 201):
         work = int((3.1 + 0.3 * math.sin(k / 9)) * GIB)
         held = {"weights": 15 * GIB, "adapter": GIB // 8, "state": 3 * GIB // 8, "work": work, "kept": GIB // 2}
         slowed = "heat, power" if k > 60 else "power"
-        run.say(made_up_step(k, 200))
+        stays = sum(held.values()) - work - GIB // 2
+        told = {"memory_allocated": stays, "memory_peak": stays + work, "memory_reserved": stays + work + GIB // 2}
+        run.say(dataclasses.replace(made_up_step(k, 200), **told))
         run.say(ev.Device(step=k, parts=held, busy=92 + 6 * math.sin(k), temperature=91, watts=350, slowed=slowed))
     run.say(*[ev.Eval(step=k, loss=0.15 + 2.4 * math.exp(-k / 40), best=True) for k in range(20, 201, 20)])
     return run
@@ -286,6 +289,17 @@ def monitor_failed(page: LivePage) -> Any:
 def monitor_interrupted(page: LivePage) -> Any:
     path = recorded(
         "killed", *steps(60, 200), ev.Checkpoint(step=50, folder="checkpoints/step-00000050", bytes=5_000_000)
+    )
+    return watched(page, nbtune.attach(path))
+
+
+@state
+def monitor_of_a_watched_run(page: LivePage) -> Any:
+    path = recorded("theirs", *steps(60), ev.Eval(step=60, loss=0.4, best=True))
+    foreign.keep(path, foreign.Foreign("SFTTrainer", "trl", "1.16.0"), {})
+    (path / "adapter").mkdir()
+    EventWriter(path / "events.jsonl", owner=False)(
+        ev.State(state="finished", step=60, detail="trained by TRL's SFTTrainer")
     )
     return watched(page, nbtune.attach(path))
 

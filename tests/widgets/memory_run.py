@@ -201,13 +201,19 @@ def made_up_step(step: int, total: int = 200) -> ev.Step:
         trained_tokens=700,
         tokens_per_second=4100 + 800 * noise,
         seconds=0.05,
-        memory_allocated=int(1.1 * 2**30 + 2e6 * step),
+        memory_allocated=_ram(step),
+        memory_reserved=_ram(step),
         memory_peak=int(1.3 * 2**30),
     )
+
+
+def _ram(step: int) -> int:
+    """Return the bytes of a process that grows for a while."""
+    return int(1.1 * 2**30 + 2e6 * min(step, 1000))
 
 
 def made_up_device(step: int) -> ev.Device:
     """Of the same process as `made_up_step`."""
     known = {"weights": 700 * 2**20, "adapter": 20 * 2**20}
-    rest = int(1.1 * 2**30 + 2e6 * step) - sum(known.values())
+    rest = _ram(step) - sum(known.values())
     return ev.Device(step=step, parts={**known, "rest": rest}, busy=70 + 20 * math.sin(step))

@@ -14,6 +14,7 @@ from memory_run import MemoryRun
 import nbtune
 from nbtune.data.formats.column_names import proposal
 from nbtune.errors import PlanError, SpecError
+from nbtune.models.abilities import Abilities
 from nbtune.models.well_known import WELL_KNOWN
 from nbtune.spec import RunSpec, from_yaml, to_yaml
 from nbtune.widgets import form, monitor
@@ -54,6 +55,8 @@ class Planner:
             device_name="CPU",
             placed=lambda: "32 bits in memory",
             activations="keep",
+            packing=False,
+            abilities=Abilities(),
             rows_of_explanation=lambda: [("model", "nbtune/tiny")],
         )
 

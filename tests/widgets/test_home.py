@@ -13,7 +13,7 @@ import nbtune
 from nbtune import events as ev
 from nbtune.errors import NbtuneError, TrainError
 from nbtune.spec import RunSpec
-from nbtune.store import folder
+from nbtune.store import folder, foreign
 from nbtune.store.event_log import EventWriter
 from nbtune.store.lock import Ownership
 from nbtune.widgets import home
@@ -71,6 +71,24 @@ def test_each_run_says_where_it_stands_what_it_came_to_and_how_big_it_is(tmp_pat
     assert first["model"] == SPEC.model
     assert (second["key"], second["state"]) == (lost.name, "interrupted")  # nobody works on it any more
     assert (third["key"], third["step"], third["best"], third["line"]) == (empty.name, 0, None, [])
+
+
+def test_what_a_run_cannot_do_is_not_offered(tmp_path):
+    made(tmp_path, "failed", *said("failed"))
+    theirs = made(tmp_path, "theirs", *said("stopped"))
+    foreign.keep(theirs, foreign.Foreign("SFTTrainer", "trl"), {})
+    (theirs / "adapter").mkdir()
+    saved = made(tmp_path, "saved", *said("stopped"))
+    step = saved / "checkpoints" / "step-00000009"
+    step.mkdir()
+    (step / "progress.json").write_text("{}")
+    told = []
+    Overview(tmp_path).look(told.append)
+    found = {run["name"]: run for run in told[-1]}
+    assert {name: run["anew"] for name, run in found.items()} == {"saved": False, "theirs": True, "failed": True}
+    assert {"chat", "export"} < set(found["failed"]["never"])
+    assert "resume" in found["theirs"]["never"]
+    assert found["saved"]["never"] == []
 
 
 def test_names_of_any_kind_are_listed_and_a_damaged_run_hides_no_other(tmp_path):

@@ -60,7 +60,7 @@ class View {
       const rows = new Rows();
       rows.add(picture.rows, floats(columns[k]));
       const smoothed = smooth(rows.column("loss"), rows.column("count"), this.smoothing);
-      return { ...picture, step: rows.column("step"), smoothed, raw: rows.last("loss") };
+      return { ...picture, step: rows.column("step"), smoothed };
     });
     const traces = runs.map((run, k) => {
       const { color, dash } = this.look(k);
@@ -84,7 +84,7 @@ class View {
   }
 
   showRuns(runs) {
-    const head = ["compare.run", "compare.state", "table.step", "compare.now", "compare.best"].map((key) => el("th", { scope: "col" }, text(key)));
+    const head = ["compare.run", "compare.state", "table.step", "compare.axis", "compare.best"].map((key) => el("th", { scope: "col", class: "nbt-whole" }, text(key)));
     const best = (evals) => evals.items.reduce((low, item) => (item.loss !== null && !(item.loss >= low) ? item.loss : low), undefined);
     this.table.replaceChildren(el("tr", {}, ...head), ...runs.map((run, k) => el("tr", {},
       el("th", { scope: "row", class: "nbt-text", style: "color:inherit;min-width:100px", title: this.label(run) }, this.swatch(k), short(this.label(run))), el("td", { class: "nbt-whole" }, text(`state.${run.status.state}`)),

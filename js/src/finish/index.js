@@ -32,7 +32,7 @@ class View {
   show() {
     const [facts, outcome, state] = LISTENED.map((name) => this.model.get(name));
     setAttribute(this.root, "data-state", state);
-    this.numbers.replaceChildren(...["loss", "eval"].filter((key) => facts[key]).map((key) => fall(text(`finish.${key}`), facts[key].map((value) => number(value, 3)))),
+    this.numbers.replaceChildren(...["loss", "eval"].filter((key) => facts[key]).map((key) => fall(text(`finish.${key}`, { n: number(facts.last), step: number(facts.step) }), facts[key].map((value) => number(value, 3)))),
       ...(facts.scores ?? []).map(([name, ...pair]) => fall(name, pair)));
     setText(this.held, words(outcome, state));
     this.held.classList.toggle("nbt-soft", state !== "known");

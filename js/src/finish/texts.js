@@ -2,8 +2,8 @@ import { addTexts } from "../shared/texts.js";
 
 addTexts({
   "finish": ["Result", "Was herauskam"],
-  "finish.loss": ["Loss", "Verlust"],
-  "finish.eval": ["Held-out loss", "Prüfverlust"],
+  "finish.loss": ["Loss, first → mean of the last {n}", "Verlust, erster → Mittel der letzten {n}"],
+  "finish.eval": ["Held-out loss since step {step}", "Prüfverlust seit Schritt {step}"],
   "finish.working": ["Asking the base and the tuned model…", "Frage Basis und trainiertes Modell…"],
   "finish.ask": ["Compare with the base", "Mit der Basis vergleichen"],
   "finish.ask.why": ["loads the model into this kernel", "lädt das Modell in diesen Kernel"],

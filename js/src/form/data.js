@@ -66,7 +66,7 @@ export class DataStep {
     const ask = el("p", {}, text(source.mapping.completion === undefined ? "form.which" : "form.which.pair"));
     const take = guess.length ? el("button", { type: "button", class: "nbt-btn nbt-main", "data-do": "take", onclick: () => read(null, source.proposal) },
       text("form.take", { columns: guess.map(([role, column]) => `${column} → ${role}`).join(", ") })) : null;
-    return [...head, ask, ...(take ? [take] : []), ...roles, format];
+    return [...head, ask, ...(take ? [el("div", { style: "flex:1 0 100%" }, take)] : []), ...roles, format];
   }
 }
 
@@ -74,6 +74,6 @@ export class DataStep {
 function row({ index, stretches, raw }) {
   const cells = raw?.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "nbt-text", dir: "auto" }, value)));
   const flags = (bits) => (bits & 1 ? "nbt-tok nbt-on" : bits & 4 ? "nbt-soft" : null);
-  return el("div", { class: "nbt-example", role: "group", tabindex: 0, "aria-label": text("form.row", { n: index + 1 }), dir: "auto" },
+  return el("div", { class: "nbt-example", role: "group", tabindex: 0, "aria-label": text("form.row", { n: index }), dir: "auto" },
     ...(cells ? [el("table", {}, ...cells)] : (stretches ?? []).map(([said, bits]) => el("span", { class: flags(bits) }, said))));
 }

@@ -147,6 +147,7 @@ class View {
     this.train.hide(false);
     this.fields.showChosen(costs.chosen);
     this.train.show(costs);
+    this.models.mark();
     const parts = [
       this.models.title,
       text("form.memory", { name: text(costs.vram ? "memory.gpu" : "memory.cpu"), peak: bytes(costs.peak), available: bytes(costs.available) }),

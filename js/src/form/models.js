@@ -46,10 +46,19 @@ export class ModelStep {
   card(one) {
     const [owner, name] = one.name.includes("/") ? one.name.split(/\/(.*)/) : ["", one.name];
     const facts = [text("form.parameters", { n: count(one.parameters) }), bytes(one.bytes), one.licence, one.gated ? text("form.gated") : ""];
-    const fits = text(`form.fits.${one.fits}`, { where: one.machine ? "" : text("form.fits.here"), peak: bytes(one.peak), available: bytes(one.available) });
-    return el("button", { type: "button", class: "nbt-pick", "data-model": one.name, "data-fits": one.fits, onclick: () => this.choose(one) },
+    return el("button", { type: "button", class: "nbt-pick", "data-model": one.name, onclick: () => this.choose(one) },
       el("strong", {}, name), " ", el("small", {}, one.origin === "toy" ? text("form.is-toy") : owner),
-      el("small", { class: "nbt-fact" }, facts.filter(Boolean).join(" · ")), el("small", { class: "nbt-fact nbt-fit" }, fits));
+      el("small", { class: "nbt-fact" }, facts.filter(Boolean).join(" · ")), el("small", { class: "nbt-fact nbt-fit" }));
+  }
+
+  /** Says how a model fits, as it was reckoned for rows of the usual kind; of the chosen one, what its plan says for these rows. */
+  judge(card, one) {
+    const costs = this.form.model.get("costs");
+    const planned = costs.state === "known" && costs.model === one.name;
+    const { peak, available } = planned ? costs : one;
+    const fits = planned && one.fits === "no" ? "16bit" : one.fits;
+    setAttribute(card, "data-fits", fits);
+    setText(card.lastChild, text(`form.fits.${fits}`, { where: one.machine ? "" : text("form.fits.here"), peak: bytes(peak), available: bytes(available) }));
   }
 
   /** A model that only fits with 4 bits is chosen with them. */
@@ -65,7 +74,12 @@ export class ModelStep {
 
   mark() {
     const now = this.form.fields.get("model");
-    for (const card of this.gallery.querySelectorAll(".nbt-pick")) setAttribute(card, "aria-pressed", String(card.dataset.model === now));
+    for (const one of this.form.model.get("judged")) {
+      const card = this.gallery.querySelector(`[data-model=${CSS.escape(one.name)}]`);
+      if (!card) continue;
+      setAttribute(card, "aria-pressed", String(one.name === now));
+      this.judge(card, one);
+    }
     this.toy.hidden = now !== "nbtune/tiny";
   }
 }

@@ -149,7 +149,7 @@ class View {
       if (this.body.children[k] !== line.node) this.body.insertBefore(line.node, this.body.children[k] ?? null);
       line.tick.checked = this.ticked.has(run.key);
     });
-    const lost = runs[0]?.state === "interrupted"; // then that is the next thing to do
+    const lost = runs[0]?.state === "interrupted" && !runs[0].never?.includes("resume"); // then that is the next thing to do
     this.lines.get(runs[0]?.key)?.resume.classList.toggle("nbt-main", lost);
     this.fresh.classList.toggle("nbt-main", !lost);
     this.search.hidden = runs.length <= FEW;

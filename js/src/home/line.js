@@ -63,10 +63,13 @@ export class Line {
     setText(this.which, typeof run.best === "number" ? text("home.best") : typeof run.loss === "number" ? text("home.last") : "");
     setText(this.size, run.bytes ? bytes(run.bytes) : MISSING);
     setAttribute(this.size, "data-label", text("home.size"));
-    const acts = bad ? [] : (ACTS[run.state] ?? ["open"]).filter((act) => run.step > 0 || !["chat", "export"].includes(act));
+    const acts = bad ? [] : (ACTS[run.state] ?? ["open"]).filter((act) => !run.never?.includes(act) && (run.step > 0 || !["chat", "export"].includes(act)));
+    if (!bad && !acts.length) acts.push("open");
     for (const [act, button] of Object.entries(this.buttons)) {
+      const said = text(act === "resume" && run.anew ? "anew" : `home.${act}`);
       button.hidden = !acts.includes(act);
-      setAttribute(button, "aria-label", text("home.of", { act: text(`home.${act}`), name }));
+      setText(button, said);
+      setAttribute(button, "aria-label", text("home.of", { act: said, name }));
     }
   }
 }

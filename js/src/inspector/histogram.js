@@ -18,7 +18,7 @@ export function histogram({ lengths = [], max_len: cut, longest = 0 }) {
   const at = cutAt(lengths.map(([bound]) => bound), cut);
   const line = at === null ? [] : [el("line", { class: "nbt-cut", x1: 100 * at, x2: 100 * at, y1: 0, y2: 100, "vector-effect": "non-scaling-stroke" })];
   return [
-    el("div", { class: "nbt-soft", style: "font-size:.92em" }, text("inspect.lengths")),
+    el("div", { class: "nbt-soft", style: "font-size:.92em" }, text("inspect.lengths") + text("inspect.most", { n: number(most) })),
     el("svg", { class: "nbt-bars", viewBox: "0 0 100 100", preserveAspectRatio: "none", role: "img", "aria-label": `${text("inspect.lengths")}: ${said}` }, ...bars, ...line),
     el("div", { class: "nbt-axis" }, el("span", {}, `≤ ${number(lengths[0][0])}`),
       el("span", {}, `≤ ${number(lengths.at(-1)[0])}`)),

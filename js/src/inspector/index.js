@@ -175,7 +175,7 @@ class View {
     setText(this.yaml, summary.yaml);
     this.showRules(summary.rules);
     this.undo.disabled = !summary.undo;
-    setText(this.of, text("inspect.of", { n: number(summary.rows) }));
+    setText(this.of, text("inspect.of", { n: number(Math.max(0, summary.rows - 1)) }));
     this.index.max = summary.rows - 1;
   }
 

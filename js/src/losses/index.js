@@ -155,6 +155,7 @@ class View {
       }
     }
     setText(this.changed, dropped + weighted ? text("losses.changed", { dropped: number(dropped), weighted: number(weighted) }) : text("losses.unchanged"));
+    setText(this.go, text(dropped + weighted ? "losses.go" : "losses.on"));
     this.undo.disabled = !undo;
     setAttribute(this.steps, "placeholder", String(steps || ""));
   }

@@ -42,6 +42,7 @@ addTexts({
   "losses.steps": ["Steps", "Schritte"],
   "losses.show": ["Show the code", "Code zeigen"],
   "losses.go": ["Train on with these changes", "Mit diesen Änderungen weitertrainieren"],
+  "losses.on": ["Train on", "Weitertrainieren"],
   "losses.starting": ["The run is being started …", "Der Lauf wird gestartet …"],
   "losses.begun": ["The run {name} ({id}) goes on from these weights.", "Der Lauf {name} ({id}) geht von diesen Gewichten aus weiter."],
   "losses.no_view": ["This page cannot show it here: run the line of code in a cell.", "Diese Seite kann das hier nicht zeigen: die Zeile Code in einer Zelle ausführen."],

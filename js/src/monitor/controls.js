@@ -139,6 +139,8 @@ export class Controls {
     this.push.disabled = this.export.disabled = !this.store.status.step;
     const lost = ["interrupted", "failed"].includes(state) && this.store.status.resumable; // one thing is to be done
     for (const button of [this.chat, this.export, this.push, this.compare, this.losses]) button.hidden ||= lost && state === "interrupted";
+    for (const name of this.store.status.never ?? []) this[name].hidden = true; // what could do nothing for this run
+    this.pause.classList.toggle("nbt-main", state === "paused");
     this.resume.classList.toggle("nbt-main", lost);
     this.chat.classList.toggle("nbt-main", !lost);
     if (this.saidIn !== undefined && this.saidIn !== this.situation()) {

@@ -204,10 +204,9 @@ class View {
     parts.tiles.eval.replaceChildren(evals.length ? number(evals.at(-1).loss) : MISSING,
       best ? el("small", {}, `${text("loss.best")} ${number(best.loss)}`) : "");
     setText(parts.tiles.speed, number(rows.last("tokens_per_second"), 3));
-    const memory = rows.last("memory");
-    parts.tiles.memory.replaceChildren(bytes(memory),
+    parts.tiles.memory.replaceChildren(bytes(rows.most("memory")),
       status.memory_total ? el("small", {}, text("of", { whole: bytes(status.memory_total) })) : "");
-    setText(parts.memoryLabel, text(status.vram ? "memory.gpu" : "memory.cpu"));
+    setText(parts.memoryLabel, `${text(status.vram ? "memory.gpu" : "memory.cpu")}, ${text("memory.most")}`);
     this.paintClock();
     const tenth = status.total ? Math.floor((10 * status.step) / status.total) : 0;
     const spoken = `${status.state}-${tenth}`;

@@ -98,7 +98,7 @@ export class Memory {
     this.node.hidden = !plan.length && !machine.length;
     const planned = plan.reduce((sum, [, size]) => sum + size, 0);
     const now = rows.last("memory");
-    const most = rows.column("memory").reduce((high, value) => Math.max(high, value), 0);
+    const most = rows.most("memory");
     const seen = JSON.stringify([plan, machine.at(-1)?.parts, now, most]);
     if (seen === this.seen) return;
     this.seen = seen;
@@ -109,9 +109,8 @@ export class Memory {
     const lines = parts.length ? parts.map((part, k) => line(text(`memory.${part.name}`), k, part.planned, part.now, part.most))
       : plan.map(([name, size]) => line(text(`memory.${name}`), null, size, NaN, NaN));
     const held = parts.reduce((sum, part) => sum + part.now, 0);
-    const highest = machine.reduce((high, item) => Math.max(high, item.parts.reduce((sum, size) => sum + size, 0)), 0);
     this.table.replaceChildren(el("tr", {}, ...head), ...lines,
-      line(text("memory.all"), null, planned, parts.length ? held : now, parts.length ? highest : most));
+      line(text("memory.all"), null, planned, parts.length ? held : now, most));
   }
 }
 

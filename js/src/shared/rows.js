@@ -62,6 +62,10 @@ export class Rows {
     return this.length ? this.columns[COLUMNS.indexOf(name)][this.length - 1] : NaN;
   }
 
+  most(name) {
+    return Math.max(0, ...this.column(name));
+  }
+
   /** Takes rows that begin anywhere. */
   read(count, values) {
     this.clear();

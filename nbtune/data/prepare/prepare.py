@@ -316,7 +316,7 @@ class _Preparation:
         report.fates.sort(key=lambda fate: (order.get(fate[0], 0), fate[1]))
         train, held = self._settle()
         conclude(report, train, held)
-        report.warnings += diagnose(train, held) + one_sided(train, self.recipe.kind)
+        report.warnings += diagnose(train, held, report.said_to_repeat) + one_sided(train, self.recipe.kind)
         facts = self.facts or exact_facts(report, train, METHODS[self.recipe.spec.method].group)
         prepared = self._kept(Prepared(train, held, report, facts, self.chat_template))
         self.arriving.finish(prepared.train.whole())

@@ -152,13 +152,17 @@ def _are(some: set[tuple[int, int]]) -> str:
     return "is" if len(some) == 1 else "are"
 
 
-def diagnose(train: Dataset, held: Dataset | None) -> list[str]:
-    """Return sentences about near duplicates, leaks between training and held-out rows, and outlying lengths."""
+def diagnose(train: Dataset, held: Dataset | None, repeats: int = 0) -> list[str]:
+    """Return sentences about near duplicates, leaks between training and held-out rows, and outlying lengths.
+
+    Args:
+        repeats: rows that are said to repeat another one; where no more are nearly the same, that is no news.
+    """
     sentences = []
     pairs = near_duplicates([train] if held is None else [train, held])
     looked = min(len(train), LIMIT)
     inside = {right for left, right in pairs if left[0] == right[0] == 0}
-    if len(inside) > looked * 0.05:
+    if len(inside) > max(looked * 0.05, repeats):
         sentences.append(f"{len(inside)} of {looked} examples {_are(inside)} nearly the same as another one")
     leaked = {pair[k] for pair in pairs for k in (0, 1) if pair[0][0] != pair[1][0] and pair[k][0] == 1}
     if leaked and held is not None:

@@ -73,6 +73,11 @@ class Report:
         return f"{gone:,} of {self.rows:,} rows {'is' if gone == 1 else 'are'} left out{why}"
 
     @property
+    def said_to_repeat(self) -> int:
+        """How many rows a warning says to repeat another one; 0: few do, and none says so."""
+        return self.duplicates if self.duplicates > self.rows * 0.1 else 0
+
+    @property
     def trained_share(self) -> float:
         """Trained tokens / tokens."""
         return self.trained_tokens / self.tokens if self.tokens else 0.0
@@ -154,10 +159,8 @@ def conclude(report: Report, train: Dataset, held: Dataset | None) -> None:
             f"only {report.trained_share:.1%} of the tokens are trained: the prompts are much longer than the answers; "
             "check that the right column is the answer"
         )
-    if report.duplicates > report.rows * 0.1:
-        report.warnings.append(
-            "1 row repeats another one" if report.duplicates == 1 else f"{report.duplicates} rows repeat another one"
-        )
+    if repeats := report.said_to_repeat:
+        report.warnings.append("1 row repeats another one" if repeats == 1 else f"{repeats} rows repeat another one")
     if left_out := report.left_out():
         report.warnings.append(left_out)
     cut = report.count("cut")

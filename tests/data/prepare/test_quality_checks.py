@@ -55,6 +55,17 @@ def test_near_duplicates_are_found_and_others_are_not() -> None:
     assert said(prepared, "nearly the same as another one")
 
 
+def test_rows_that_repeat_are_counted_in_one_sentence() -> None:
+    rows = different(8)
+    alike = prepare(rows * 5, eval={"split": 0})
+    assert said(alike, "32 rows repeat another one")
+    assert not said(alike, "nearly the same")
+    nearly = [{"prompt": r["prompt"], "completion": r["completion"] + " x"} for r in rows]
+    both = prepare(rows * 2 + nearly, eval={"split": 0})
+    assert said(both, "8 rows repeat another one")
+    assert said(both, "of 24 examples are nearly the same as another one")
+
+
 @pytest.mark.parametrize(("count", "verb"), [(3, "are"), (1, "is")])
 def test_leaks_into_the_held_out_rows_are_found(count: int, verb: str) -> None:
     rows = different(20)
