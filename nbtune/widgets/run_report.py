@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from nbtune import events
+from nbtune.data.prepare.report import LEFT_OUT
 from nbtune.events import Eval
 from nbtune.export.model_card import data_lines, samples_of
 from nbtune.spec.text_metrics import shown
@@ -163,6 +165,8 @@ def facts_for_card(run: RunReader, *, draw: bool = True) -> dict[str, Any]:
     history = run.history
     evals = history["eval_loss"].dropna()
     data, datasets = data_lines([source.source for source in run.spec.data])
+    said = [event.message for event in run.events() if isinstance(event, events.Warning)]
+    left_out = [message for message in dict.fromkeys(said) if LEFT_OUT.match(message)]
     return {
         "name": run.name,
         "spec": (run.folder / "spec.yaml").read_text(encoding="utf-8"),
@@ -175,7 +179,7 @@ def facts_for_card(run: RunReader, *, draw: bool = True) -> dict[str, Any]:
         "scores": score_rows(run),
         "starts": run.spec.start_from is not None,
         "evals": [(e.step, e.loss) for e in run.events() if isinstance(e, Eval)],
-        "data": data,
+        "data": [*data, *left_out],
         "datasets": datasets,
         "curve": (Report(run).png() if draw else True) if len(history) else None,
     }

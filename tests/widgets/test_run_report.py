@@ -11,7 +11,13 @@ from memory_run import MemoryRun, made_up_step
 from PIL import Image
 
 from nbtune import events as ev
+from nbtune.data.prepare.report import Report
+from nbtune.spec import RunSpec
+from nbtune.store import folder as run_folder
+from nbtune.store.event_log import add_event
+from nbtune.store.run_reader import RunReader
 from nbtune.widgets import figure, report
+from nbtune.widgets.run_report import facts_for_card
 
 HOSTILE = "<img src=x onerror=alert(1)></script>‮ $\\frac{1}{0}$ \x1b[31m& \x00"
 
@@ -95,3 +101,12 @@ def test_the_figure_has_each_curve():
     names = [trace.name for trace in figure(finished()).data]
     assert names == ["loss", "smoothed", "held-out", "learning rate"]
     assert len(figure(finished()).data[0].x) == 100
+
+
+def test_a_card_tells_of_rows_that_were_left_out(tmp_path):
+    found = Report(rows=2400, fates=[("rows", k, "dropped", "`completion` is missing") for k in range(1300)])
+    folder = run_folder.create(tmp_path, "demo", RunSpec(data="rows", on_error="skip"))
+    for message in (found.left_out(), "something else is left out", found.left_out()):
+        add_event(folder, ev.Warning(message=message))
+    lines = facts_for_card(RunReader(folder), draw=False)["data"]
+    assert lines == ["rows (the author's own rows)", "1,300 of 2,400 rows are left out: `completion` is missing"]

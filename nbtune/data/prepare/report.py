@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 NO_WEIGHT, BY_FUNCTION = "its weight in `row_weights` is 0", "left it out"
 """Reasons, or how they end, that are the spec's own wish."""
 EMPTY, ALIKE = "nothing in it would be trained (an empty answer or text)", "both answers are the same"
+LEFT_OUT = re.compile(r"[\d,]+ of [\d,]+ rows (?:is|are) left out")  # how `Report.left_out` begins
 _FIX = "check which column is the answer, `train_on`, and `sequence_len`"
 
 

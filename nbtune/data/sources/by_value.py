@@ -139,9 +139,12 @@ def _named(value: Any, key: str, names: _Names) -> Any:
 
 
 def _named_list(value: list[Any] | tuple[Any, ...], key: str, names: _Names) -> Any:
-    if _are_pairs(value):
+    if count := _texts_of_each(value):
         fix = 'say which is what: [{"prompt": q, "completion": a} for q, a in …]'
-        raise DataError("its entries are pairs of texts, not rows", place=key, fix=fix)
+        if count != 2:
+            fix = 'name them: [{"prompt": …, …} for … in …]; if each is a row of its own: data={"text": […]}'
+        entries = "pairs of texts" if count == 2 else f"{count} texts each"
+        raise DataError(f"its entries are {entries}, not rows", place=key, fix=fix)
     kinds = [_kind(entry) for entry in value]
     if "half" in kinds:
         number = kinds.index("half")
@@ -163,10 +166,17 @@ def _named_list(value: list[Any] | tuple[Any, ...], key: str, names: _Names) -> 
     return names.of(value, key)
 
 
-def _are_pairs(value: list[Any] | tuple[Any, ...]) -> bool:
-    """Return whether these are questions with their answers rather than several lists of texts."""
-    pairs = [entry for entry in value if isinstance(entry, list | tuple) and len(entry) == 2]
-    return len(pairs) == len(value) > 1 and all(isinstance(text, str) for pair in pairs for text in pair)
+def _texts_of_each(value: list[Any] | tuple[Any, ...]) -> int:
+    """Return of how many texts each entry is, where these are questions with their answers and the like rather than
+    several lists of texts: tuples, or several lists of as many; 0: they are something else."""
+    several = [entry for entry in value if isinstance(entry, list | tuple) and not hasattr(entry, "_fields")]
+    counts = {len(entry) for entry in several}
+    if not several or len(several) < len(value) or len(counts) > 1:
+        return 0
+    if len(several) == 1 and isinstance(several[0], list):
+        return 0
+    [count] = counts
+    return count if count > 1 and all(isinstance(text, str) for entry in several for text in entry) else 0
 
 
 def _kind(entry: Any) -> str:

@@ -20,9 +20,12 @@ from nbtune.data.sources.cache_folder import workplace
 from nbtune.data.sources.files import read_file
 from nbtune.data.sources.json_line import to_json
 from nbtune.data.sources.rows import ListRows, Rows
+from nbtune.disk import free_bytes, gigabytes
 from nbtune.errors import DataError
 
 _MOST_KEPT = 32
+_MOST_UNASKED = 10_000_000  # rows of a stream of which nobody said how many: one without an end
+_LOOK = 1_000  # rows between two looks at the disk
 _ONCE: dict[int, tuple[Spool, Any]] = {}  # of what can be read only once, by its id
 
 
@@ -40,6 +43,7 @@ class Spool:
         self._file = workplace() / "rows.jsonl"
         self._count, self._ended, self._busy = 0, False, threading.Lock()
         self._failed: DataError | None = None
+        self._most: int | None = None
         weakref.finalize(self, shutil.rmtree, self._file.parent, ignore_errors=True)
 
     def rows(self, most: int | None) -> Rows:
@@ -59,6 +63,7 @@ class Spool:
 
     def _take(self, most: int | None) -> None:
         with self._busy, self._file.open("a", encoding="utf-8") as file:
+            self._most = most
             while not self._ended and self._wants_more(most):
                 self._take_one(file)
             if self._failed is not None and self._wants_more(most):
@@ -71,6 +76,13 @@ class Spool:
         """Write down the next row. Where it cannot be had, or not be written, the stream has ended: nobody gets what
         comes behind it as if nothing were missing."""
         place = f"{self._name}, row {self._count}"
+        if self._most is None and self._count % _LOOK == 0 and (why := self._goes_on(file.tell())) is not None:
+            fix = f"say how many are wanted: {{source: {self._name}, max_rows: 10000}}"
+            self._ended, self._failed = (
+                True,
+                DataError(f"it goes on after {self._count:,} rows{why}", place=place, fix=fix),
+            )
+            return
         try:
             if self._stream is None:
                 self._stream = iter(self._begin())
@@ -90,6 +102,14 @@ class Spool:
             self._ended, self._failed = True, error
             return
         self._count += 1
+
+    def _goes_on(self, size: int) -> str | None:
+        """Return what is to be said of a stream that may have no end; None: it may go on."""
+        if self._count >= _MOST_UNASKED:
+            return ""
+        if size > free_bytes(self._file):
+            return f", which take {gigabytes(size)} of the disk, more than is left"
+        return None
 
     def _breakage(self, error: BaseException, place: str) -> DataError:
         failed = DataError(

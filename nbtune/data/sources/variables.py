@@ -56,6 +56,8 @@ def _is_column(value: Any) -> bool:
     """Return whether a value holds one value a row: a list, a tuple, an array, a series."""
     if isinstance(value, list | tuple):
         return True
+    if is_table(value) or is_stream(value):
+        return False
     return (hasattr(value, "tolist") or hasattr(value, "to_list")) and getattr(value, "ndim", 1) == 1
 
 

@@ -169,6 +169,15 @@ REFUSED: dict[str, tuple[Any, type[NbtuneError], str]] = {
     "a column": (pd.Series([1]), DataError, "type Series is not rows"),
     "pairs": ([("Hi", "Ahoy!"), ("Bye", "Farewell!")], DataError, "pairs of texts, not rows"),
     "pairs as lists": ([["Hi", "Ahoy!"], ["Bye", "Farewell!"]], DataError, "pairs of texts, not rows"),
+    "one pair": ([("Hi", "Ahoy!")], DataError, "pairs of texts, not rows"),
+    "threes": ([("be short", "Hi", "Ahoy!"), ("be long", "Bye", "Farewell!")], DataError, "3 texts each, not rows"),
+    "threes as lists": ([["be short", "Hi", "Ahoy!"], ["be long", "Bye", "Oh"]], DataError, "3 texts each, not rows"),
+    "streams of splits": (
+        datasets.IterableDatasetDict({"train": datasets.Dataset.from_list(ROWS).to_iterable_dataset()}),
+        DataError,
+        r"sets of rows \(train\)",
+    ),
+    "sets of splits": ({"train": datasets.Dataset.from_list(ROWS)}, DataError, r"sets of rows \(train\)"),
     "named tuples": ([Pair("Hi", "Ahoy!")], DataError, "type Pair is not rows"),
     "several sets": (
         {"train": pd.DataFrame(ROWS), "test": pd.DataFrame(ROWS)},

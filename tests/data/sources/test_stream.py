@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import nbtune
 from nbtune.data import open_snapshot, resolve, snapshot
+from nbtune.data.sources import stream
 from nbtune.data.sources.snapshot import changed_rows
 from nbtune.data.sources.variables import is_rows
 from nbtune.errors import DataError
@@ -164,3 +165,24 @@ def test_files_and_functions_that_want_something_are_no_streams(tmp_path: Any) -
     assert not is_rows(lambda path: (yield path))
     assert not is_rows(print)
     assert is_rows(Counting())
+
+
+def test_a_stream_without_an_end_is_refused_where_nobody_says_how_much_of_it(monkeypatch: Any) -> None:
+    monkeypatch.setattr(stream, "_MOST_UNASKED", 3000)
+    endless = Counting()
+    [source] = resolve([SourceSpec(source="rows")], {"rows": endless})
+    with pytest.raises(DataError, match="row 3000: it goes on after 3,000 rows") as caught:
+        len(source.rows)
+    assert "max_rows: 10000" in (caught.value.fix or "")
+    assert endless.asked == 3000
+    [some] = resolve([SourceSpec(source="rows", max_rows=5000)], {"rows": Counting()})
+    assert len(some.rows) == 5000
+
+
+def test_a_stream_does_not_fill_the_disk(monkeypatch: Any) -> None:
+    monkeypatch.setattr(stream, "free_bytes", lambda path: 50_000)
+    [source] = resolve([SourceSpec(source="rows")], {"rows": Counting()})
+    with pytest.raises(DataError, match=r"it goes on after 1,000 rows, which take .* of the disk, more than is left"):
+        len(source.rows)
+    [some] = resolve([SourceSpec(source="rows", max_rows=20)], {"rows": Counting()})
+    assert len(some.rows) == 20
