@@ -74,7 +74,8 @@ class MergedModel:
         self._rounded: tuple[str, torch.Tensor] = ("", torch.empty(0))
         self.adapter = AdapterFile(source.adapter) if source.adapter else None
         self.embedding = embedding_name(self.base)
-        if HEAD in self.base and self.embedding and not self.base.equal(HEAD, self.embedding):
+        says = self.config.get("tie_word_embeddings")  # where it unties them, what they hold is of no matter
+        if says is not False and HEAD in self.base and self.embedding and not self.base.equal(HEAD, self.embedding):
             self.config["tie_word_embeddings"] = False  # whatever it says: so transformers 5 loads them
         self.head = read_head(source.adapter or source.base)
         self.names = [name for name in self.base if self.base.dtype(name) in ("F64", "F32", "F16", "BF16")]

@@ -20,6 +20,7 @@ from tests.support.families import family_tokenizer
 from tests.support.family_cases import CASES, DELTA, SHARED_EXPERT
 from tests.support.llama import LlamaOracle, llama_library
 from tests.support.run_alike import Ours
+from tests.support.tiny_models import save_model
 
 IDS = list(range(20, 60))
 
@@ -156,3 +157,32 @@ def test_its_language_model_and_the_adapter_run_in_llama_cpp(source: ExportSourc
                 llama.use_adapter(adapter)
             got = torch.from_numpy(llama.logits(IDS).copy())
         assert float((got - true).abs().max()) <= 1e-3 * float(true.max() - true.min())
+
+
+def test_a_gemma_3n_is_written_whose_tower_no_library_here_makes(tmp_path: Path) -> None:
+    """Named as files with its tower are: of that nothing is in the file, and what is is its language model."""
+    import transformers
+
+    from nbtune.export.gguf.writer import write_gguf
+
+    case, base = CASES["gemma 3n"], tmp_path / "base"
+    config = getattr(transformers, case.config)(vocab_size=len(family_tokenizer("gemma", base)), **case.options)
+    model = save_model(config, tmp_path / "text", spread=3.0)
+    stored = load_file(tmp_path / "text" / "model.safetensors")
+    sees = {
+        "model.vision_tower.timm_model.blocks.0.weight": torch.ones(2, 2),
+        "model.embed_vision.embedding.weight": torch.ones(2, 2),
+    }
+    save_file(
+        {**{name.replace("model.", "model.language_model.", 1): weight for name, weight in stored.items()}, **sees},
+        base / "model.safetensors",
+    )
+    text = json.loads((tmp_path / "text" / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({"model_type": "gemma3n", "text_config": text, "vision_config": {}}))
+    [file] = write_gguf(ExportSource(base, None, name="one"), ["f32"], tmp_path)
+    assert any("language model alone" in note for note in file.notes)
+    assert any("sparse gates" in note for note in file.notes)
+    true = logits(model)
+    with LlamaOracle(file.path, library=llama_library(), n_ctx=64) as llama:
+        got = torch.from_numpy(llama.logits(IDS).copy())
+    assert float((got - true).abs().max()) <= 1e-3 * float(true.max() - true.min())

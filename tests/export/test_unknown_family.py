@@ -55,7 +55,7 @@ def test_of_a_run_it_is_the_merged_model_and_the_commands(tmp_path: Path) -> Non
         *(
             pytest.param(name, words, marks=pytest.mark.slow)
             for name, words in (
-                ("gptj", "does not run it"), ("gemma3n_text", "makes the file of it"),
+                ("gptj", "does not run it"),
                 ("dbrx", "makes the file of it"),
                 ("vaultgemma", "does not name it"), ("olmo_hybrid", "does not name it"),
                 ("recurrent_gemma", "does not name it"),

@@ -78,7 +78,7 @@ def test_what_is_written_is_read_back(name: str, tmp_path: Path) -> None:
     model, tokenizer, [path] = made(name, tmp_path)
     got = models.load_model(str(path), dtype=FP32, device="cpu")
     ids = tokenizer("The people over there said: 2024 東京 def return import lambda x, HELLO World").input_ids
-    assert apart(logits(got, ids), logits(model, ids)) < 1e-6
+    assert apart(logits(got, ids), logits(model, ids)) < 1e-6 * (CASES | VARIANTS)[name].times
     own = models.load_tokenizer(str(path))
     nfc = (
         own.backend_tokenizer.normalizer if (CASES | VARIANTS)[name].tokenizer.startswith("qwen") else None

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -103,11 +104,20 @@ class _HalfGelu(torch.nn.Module):
 
 
 def _use_half_gelu(model: Any) -> bool:
-    """Put llama.cpp's GELU in the place of the model's; whether it has any."""
+    """Put llama.cpp's GELU in the place of the model's, and where it has gates begin; whether it has any."""
+    for module in model.modules():
+        if hasattr(module, "_gaussian_topk"):
+            module._gaussian_topk = functools.partial(_sparse, share=module.activation_sparsity)
     places = [(parent, key) for parent in model.modules() for key, child in parent.named_children() if _is_gelu(child)]
     for parent, key in places:
         setattr(parent, key, _HalfGelu())
     return bool(places)
+
+
+def _sparse(gates: torch.Tensor, share: float) -> torch.Tensor:
+    """Gemma 3n's sparse gates as llama.cpp has them: by a deviation that is reckoned with one number fewer."""
+    beyond = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(share))
+    return (gates - gates.mean(-1, keepdim=True) - beyond * gates.std(-1, keepdim=True)).relu()
 
 
 def has_gelu(model: Any) -> bool:

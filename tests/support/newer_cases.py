@@ -12,7 +12,7 @@ _GEMMA4 = {
     "head_dim": 8, "global_head_dim": 16, "sliding_window": 8, "hidden_size_per_layer_input": 0,
 }  # fmt: skip
 _ALIKE = {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "final_logit_softcapping": 30.0}
-NEWER: dict[str, tuple[str, dict[str, Any], str]] = {
+NEWER: dict[str, tuple[Any, ...]] = {
     "gemma 4": (
         "Gemma4TextConfig",
         {
@@ -37,5 +37,15 @@ NEWER: dict[str, tuple[str, dict[str, Any], str]] = {
             "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 2,
         },
         "llama3",
+    ),
+    "gemma 3n": (
+        "Gemma3nTextConfig",
+        {
+            **_HEADS, "hidden_size": 128, "intermediate_size": 16384, "num_hidden_layers": 5, "head_dim": 8,
+            "sliding_window": 8, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": 700,
+            "activation_sparsity_pattern": [0.95] * 5, "hidden_size_per_layer_input": 256,
+        },
+        "gemma",
+        2.0,
     ),
 }  # fmt: skip

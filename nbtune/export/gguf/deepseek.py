@@ -39,7 +39,7 @@ def metadata(config: Config, writer: Any) -> None:
     """Write the widths of heads and latent vectors, and how experts are chosen."""
     from gguf import ExpertGatingFuncType
 
-    _latent(config, writer)
+    widths(config, writer)
     routed = bool(config.get("n_routed_experts"))
     dense = config.get("mlp_layer_types", default=()).count("dense")
     first = int(config.get("first_k_dense_replace", default=dense)) if routed else config.layers
@@ -58,7 +58,8 @@ def metadata(config: Config, writer: Any) -> None:
         writer.add_rope_scaling_yarn_log_mul(0.1 * float(factor))
 
 
-def _latent(config: Config, writer: Any) -> None:
+def widths(config: Config, writer: Any) -> None:
+    """Write the widths of heads and of latent vectors."""
     rotary = int(config.need("qk_rope_head_dim"))
     writer.add_key_length(int(config.need("qk_nope_head_dim")) + rotary)
     writer.add_value_length(int(config.need("v_head_dim")))
@@ -75,10 +76,6 @@ def check_minicpm3(config: Config) -> None:
     refuse(config, bool(odd), f"its {', '.join(odd)} are not the released model's")
     refuse(config, config.get("q_lora_rank") is None, "its queries have no latent vectors")
     refuse(config, bool(config.get("attention_bias") or config.get("mlp_bias")), "its linear layers have biases")
-
-
-def minicpm3(config: Config, writer: Any) -> None:
-    _latent(config, writer)
 
 
 def is_of_more_layers(config: Config, source: str) -> bool:

@@ -95,6 +95,18 @@ GEMMA4 = Family(
     windows=True,
     names=gemmas.NAMES_4,
 )
+GEMMA3N = Family(
+    "gemma3n",
+    check=gemmas.check_3n,
+    extra=gemmas.metadata_3n,
+    change=gemmas.change,
+    widths=gemmas.width_3n,
+    stack=gemmas.stream,
+    lacking=gemmas.lacking_3n,
+    note=gemmas.NOTE_3N,
+    windows=True,
+    names=gemmas.NAMES_3N,
+)
 LLAMA4 = Family(
     "llama4",
     factors=_LLAMA3,
@@ -121,6 +133,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "gemma3": replace(GEMMA3, within=True),
     "gemma3_text": GEMMA3,
+    "gemma3n": replace(GEMMA3N, within=True),
+    "gemma3n_text": GEMMA3N,
     "gemma4": replace(GEMMA4, within=True, instead=lambda config: replace(_gemma4(config), within=True)),
     "gemma4_text": GEMMA4,
     "granite": Family("granite", factors=_LLAMA3, check=single.check_llama, extra=single.extra_granite, permute=True),
@@ -213,7 +227,7 @@ FAMILIES: dict[str, Family] = {
         factors="longrope",
         unbiased=_OUT_AND_MLP,
         check=deepseek.check_minicpm3,
-        extra=deepseek.minicpm3,
+        extra=deepseek.widths,
         latent=True,
     ),
     "internlm3": LLAMA,

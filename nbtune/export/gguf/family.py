@@ -43,6 +43,9 @@ class Family:
         window, unsaid_window: whether its layers see a window of the text, see `Config.window`.
         windows: the architecture runs the family's sliding windows. (llama.cpp's "llama" and "qwen" know none, and it
             has switched off those of "phi3".)
+        lacking: of the config and the names of tensors that are there: what llama.cpp asks for beside them.
+        note: what a person should know of such files.
+        stack: of weights that lie one behind the other in a tensor of the file: its name, and which of them one is.
         scaled: of experts' last weights, the one whose numbers multiply what each returns, an adapter's part, too.
         latent: attention is by latent vectors.
         factors: the rotary scaling whose factors, one for each frequency, llama.cpp reads.
@@ -72,6 +75,9 @@ class Family:
     unsaid_window: int = 0
     windows: bool = False
     rope: bool = True
+    lacking: Callable[[Config, set[str]], list[GgufTensor]] | None = None
+    note: str = ""
+    stack: Callable[[str], tuple[str, int] | None] | None = None
     scaled: Callable[[str], str] | None = None
     latent: bool = False
     factors: str = ""
@@ -125,7 +131,7 @@ class Family:
 
     def notes(self, config: Config) -> tuple[str, ...]:
         """Return what a person should know of the file."""
-        notes = []
+        notes = [self.note] if self.note else []
         if self.within:
             notes.append("it holds the language model alone, which reads and writes text")
         if config.rope().get("truncate") is False:
@@ -158,12 +164,12 @@ class Family:
                 continue
             if self.moe and deepseek.is_of_more_layers(config, source):
                 continue  # which predict further tokens
-            if self.moe and (expert := single_expert(source)):
+            if expert := (self.moe and single_expert(source)) or (self.stack and self.stack(read)):
                 experts.setdefault(expert[0], {})[expert[1]] = source
                 continue
             made += self._one(config, model, names, source)
         for key, found in experts.items():
-            if gone := set(range(config.same(*EXPERTS))) - set(found):
+            if gone := self.moe and set(range(config.same(*EXPERTS))) - set(found):
                 raise ExportError(
                     f"the model lacks expert {min(gone)} of {key!r}",
                     place=str(model.source.base),
@@ -173,6 +179,7 @@ class Family:
         if self.head and model.embedding and all(tensor.name != _HEAD for tensor in made):
             made.append(plain(model, model.embedding, _HEAD))
         made += rope_tensors(config, self.factors) if self.rope else []
+        made += self.lacking(config, {tensor.name for tensor in made}) if self.lacking else []
         return sorted(made, key=_order)
 
     def _one(self, config: Config, model: MergedModel, names: Any, source: str) -> list[GgufTensor]:

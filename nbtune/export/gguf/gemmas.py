@@ -1,12 +1,14 @@
-"""Gemma 4: heads of two widths, keys that later layers share, inputs of each layer's own, experts beside the MLP."""
+"""Gemma 3n and 4: keys that later layers share, inputs of each layer's own; 3n's several streams, 4's heads of two
+widths, and its experts beside the MLP."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.single_families import check_gemma, refuse
-from nbtune.export.gguf.tensors import GgufTensor, of_rows
+from nbtune.export.gguf.tensors import GgufTensor, of_rows, unused
 from nbtune.export.merge import MergedModel
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -80,3 +82,71 @@ def widths_4(config: Config, model: MergedModel) -> int | list[int]:
     width, shared = int(config.need("intermediate_size")), int(config.get("num_kv_shared_layers", default=0))
     wide = 2 if config.get("use_double_wide_mlp") else 1
     return [width * (wide if i >= config.layers - shared else 1) for i in range(config.layers)]
+
+
+# What llama.cpp's Gemma 3n has in itself.
+_OWN_3N = {
+    "altup_num_inputs": 4, "altup_active_idx": 0, "laurel_rank": 64, "hidden_size_per_layer_input": 256,
+    "altup_correct_scale": True,
+}  # fmt: skip
+_SPARSE, _SHARED_FROM = 10, 20  # layers: so many are sparse first, and from there on none has keys
+_NARROWEST = 4096  # an MLP: llama.cpp reckons a deviation with one number fewer, which is seen in narrower ones
+NOTE_3N = (
+    "llama.cpp reckons by how much numbers of an MLP differ with one of them fewer than the model does: where its "
+    "sparse gates begin is moved by some hundred thousandths, as in everybody's files of this family"
+)
+_STREAMS = re.compile(r"model\.altup_(unembed_)?projections\.(\d+)\.weight")
+NAMES_3N = {r"model\.layers\.(\d+)\.altup\.correct_output_scale": r"blk.\1.altup_correct_scale.weight"}
+
+
+def check_3n(config: Config) -> None:
+    """Refuse all but the released models' streams, sharing and sparsity."""
+    check_gemma(config)
+    odd = [key for key, value in _OWN_3N.items() if config.get(key, default=value) != value]
+    refuse(config, bool(odd), f"its {', '.join(odd)} are not the released models'")
+    refuse(config, bool(config.get("attention_bias")), "its attention has biases")
+    for kind in (_FULL, _SLIDING):
+        refuse(config, config.rope(kind)["rope_type"] != "default", "its rotary angles are scaled")
+    usual = [_SLIDING if (i + 1) % 5 else _FULL for i in range(config.layers)]
+    refuse(config, list(config.get("layer_types", default=usual)) != usual, "its global layers are not every fifth")
+    refuse(config, config.layers < 5, "no layer sees all of the text")
+    shared = int(config.get("num_kv_shared_layers", default=0))
+    refuse(config, shared != max(config.layers - _SHARED_FROM, 0), f"not its layers from {_SHARED_FROM} on share keys")
+    sparse = [0.95 if i < _SPARSE else 0.0 for i in range(config.layers)]
+    said = config.get("activation_sparsity_pattern", default=sparse)
+    refuse(config, list(said) != sparse, f"not its first {_SPARSE} layers are sparse, by 0.95")
+    refuse(config, config.same("intermediate_size") < _NARROWEST, f"its MLPs are narrower than {_NARROWEST}")
+    refuse(config, not config.get("final_logit_softcapping", default=30.0), "it caps no logits")
+
+
+def metadata_3n(config: Config, writer: Any) -> None:
+    """Write what a window is, and the sizes that files of this family tell."""
+    writer.add_sliding_window(int(config.need("sliding_window")))
+    writer.add_rope_freq_base_swa(float(config.rope(_SLIDING)["rope_theta"]))
+    writer.add_final_logit_softcapping(float(config.get("final_logit_softcapping", default=30.0)))
+    writer.add_embedding_length_per_layer_input(int(config.need("hidden_size_per_layer_input")))
+    writer.add_altup_active_idx(int(config.need("altup_active_idx")))
+    writer.add_altup_num_inputs(int(config.need("altup_num_inputs")))
+    writer.add_shared_kv_layers(int(config.get("num_kv_shared_layers", default=0)))
+
+
+def width_3n(config: Config, model: MergedModel) -> int:
+    """Return how wide every MLP is."""
+    return config.same("intermediate_size")
+
+
+def stream(source: str) -> tuple[str, int] | None:
+    """Return which tensor of the file a stream's projection belongs to, and which of its matrices it is."""
+    if not (found := _STREAMS.fullmatch(source)):
+        return None
+    return f"altup_{'unembd_' if found[1] else ''}proj.weight", int(found[2])
+
+
+def lacking_3n(config: Config, there: set[str]) -> list[GgufTensor]:
+    """Return keys' and values' weights of the layers that share others', where the model's files hold none."""
+    keys, width = config.kv_heads * config.head_dim, config.head_dim
+    shapes = {"attn_k": (keys, config.hidden), "attn_v": (keys, config.hidden), "attn_k_norm": (width,)}
+    names = {
+        f"blk.{i}.{name}.weight": shape for i in range(_SHARED_FROM, config.layers) for name, shape in shapes.items()
+    }
+    return [unused(name, shape) for name, shape in names.items() if name not in there]

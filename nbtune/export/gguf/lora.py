@@ -35,6 +35,7 @@ _WITHOUT = {
     _LATENT: WITHOUT_LORA,
     "what leads to latent experts and back": re.compile(r"\.ffn_latent_(down|up)\."),
     "what makes its layers' own inputs": re.compile(r"^per_layer_model_proj\."),
+    "what makes and joins its streams": re.compile(r"^altup_(unembd_)?proj\."),
 }
 
 
@@ -103,9 +104,11 @@ def write_lora_gguf(source: ExportSource, out: Path, name: str | None = None, en
     alpha = next(iter(alphas.values()))
     scales = {name: value / alpha for name, value in alphas.items()}
     turned = bool(adapter.config.get("fan_in_fan_out"))  # GPT-2's weights are, their factors are as all others'
-    outputs = dataclasses.replace(family, head=False, columns=None, change=None if turned else family.change)
+    outputs = dataclasses.replace(
+        family, head=False, lacking=None, columns=None, change=None if turned else family.change
+    )
     b = outputs.tensors(config, _Factors(model, adapter, 1, scales, family))  # type: ignore[arg-type]
-    plain = dataclasses.replace(family, head=False, permute=False, change=None, parts=_whole(family))
+    plain = dataclasses.replace(family, head=False, lacking=None, permute=False, change=None, parts=_whole(family))
     a = plain.tensors(config, _Factors(model, adapter, 0, scales, family))  # type: ignore[arg-type]
     pairs = _pairs(a, b)
     for words, at in _WITHOUT.items():

@@ -115,6 +115,11 @@ def of_rows(model: MergedModel, source: str, name: str, rows: int) -> GgufTensor
     return GgufTensor(name, (rows, shape[1]), chunks, source=source)
 
 
+def unused(name: str, shape: tuple[int, ...]) -> GgufTensor:
+    """Return zeros: what llama.cpp asks for, and does not look at."""
+    return GgufTensor(name, shape, lambda: iter((torch.zeros(shape),)), len(shape) < 2)
+
+
 def constant(name: str, values: torch.Tensor) -> GgufTensor:
     """Return a small tensor computed from the config, fp32."""
     return GgufTensor(name, tuple(values.shape), lambda: iter((values.float(),)), True)

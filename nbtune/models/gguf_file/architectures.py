@@ -227,6 +227,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma": Architecture("gemma", _gemma, norm_plus_one=True),
     "gemma2": Architecture("gemma2", _gemma2, norm_plus_one=True),
     "gemma3": Architecture("gemma3_text", _gemma3, norm_plus_one=True),
+    "gemma3n": Architecture("gemma3n_text", gemmas.gemma3n),
     "gemma4": Architecture("gemma4_text", gemmas.gemma4, layered=True),
     "gpt-oss": Architecture("gpt_oss", mixtures.gpt_oss),
     "granite": Architecture("granite", mixtures.granite, permute=True),

@@ -1,4 +1,4 @@
-"""What a GGUF file says of Gemma 4's layers: heads of two widths, shared keys, inputs of each layer's own, experts."""
+"""What a GGUF file says of Gemma 3n's and 4's layers: shared keys, inputs of each layer's own, streams, experts."""
 
 from __future__ import annotations
 
@@ -67,4 +67,24 @@ def _experts(keys: Keys) -> dict[str, Any]:
         "num_experts": keys.whole("expert_count"),
         "top_k_experts": keys.whole("expert_used_count"),
         "moe_intermediate_size": keys.whole("expert_feed_forward_length"),
+    }
+
+
+SHARED_FROM_3N = 20
+"""The layer from which on none of a Gemma 3n has keys; its files hold some nevertheless."""
+_SPARSE = 10  # layers of a Gemma 3n whose MLPs are
+
+
+def gemma3n(keys: Keys) -> dict[str, Any]:
+    """Return a Gemma 3n's settings."""
+    theta = {_FULL: keys.real("rope.freq_base"), _SLIDING: keys.real("rope.freq_base_swa", 10000.0)}
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "layer_types": [_SLIDING if (i + 1) % 5 else _FULL for i in range(keys.layers)],
+        "num_kv_shared_layers": max(keys.layers - SHARED_FROM_3N, 0),
+        "activation_sparsity_pattern": [0.95 if i < _SPARSE else 0.0 for i in range(keys.layers)],
+        "vocab_size_per_layer_input": keys.header.tensors["token_embd.weight"].shape[0],
+        "sliding_window": keys.whole("attention.sliding_window"),
+        "final_logit_softcapping": keys.real("final_logit_softcapping", _USUAL_CAP),
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in theta.items()},
     }

@@ -26,6 +26,7 @@ from nbtune.models.gguf_file.changes import (
     turned_back,
     values_apart,
 )
+from nbtune.models.gguf_file.gemmas import SHARED_FROM_3N
 from nbtune.models.gguf_file.header import GgufHeader, Stored, refused
 from nbtune.models.gguf_file.keys import Keys
 from nbtune.models.gguf_file.numbers import ROOM, can_decode, numbers_in, values
@@ -51,6 +52,7 @@ _OLDER_NAMES = {
 }
 # What llama.cpp has that the table of names does not.
 _NAMES = {
+    r".*\.layers\.(\d+)\.altup\.correct_output_scale": r"blk.\1.altup_correct_scale.weight",
     r".*\.layers\.(\d+)\.layer_scalar": r"blk.\1.layer_output_scale.weight",
     r".*\.layers\.(\d+)\.router\.scale": r"blk.\1.ffn_gate_inp.scale",
     r".*\.layers\.(\d+)\.router\.per_expert_scale": r"blk.\1.ffn_down_exps.scale",
@@ -165,7 +167,9 @@ def weights_of(header: GgufHeader, outline: Any, architecture: Architecture) -> 
     with fitting(header.place):
         weights = [weight for name, tensor in outline.state_dict().items() for weight in made.one(name, tensor)]
     left = sorted(set(header.tensors) - made.used)
-    left = [name for name in left if not (_WITHOUT_MEANING.search(name) or _predicts(name, header))]
+    left = [
+        name for name in left if not (_WITHOUT_MEANING.search(name) or _predicts(name, header) or _shares(name, header))
+    ]
     left = [name for name in left if name not in rotary.TENSORS]
     if left:
         more = f" and {len(left) - 1} others" if len(left) > 1 else ""
@@ -182,6 +186,12 @@ def _predicts(name: str, header: GgufHeader) -> bool:
     """Return whether a tensor is of a block behind the last, which predicts further tokens."""
     found = re.match(r"blk\.(\d+)\.", name)
     return found is not None and int(found[1]) >= Keys(header).layers
+
+
+def _shares(name: str, header: GgufHeader) -> bool:
+    """Return whether a tensor is for the keys or values of a Gemma 3n's layer that takes another's."""
+    found = re.match(r"blk\.(\d+)\.attn_(?:k|v|k_norm)\.", name)
+    return found is not None and header.arch == "gemma3n" and int(found[1]) >= SHARED_FROM_3N
 
 
 class _Making:
@@ -239,6 +249,11 @@ class _Making:
                 return self._parts(f"{block}ffn_down{end}", shape), None
             half = (shape[0] // 2, shape[1])
             return tuple(part for one in ("gate", "up") for part in self._parts(f"{block}ffn_{one}{end}", half)), None
+        if stream := re.fullmatch(r"model\.altup_(unembed_)?projections\.(\d+)\.weight", name):
+            stack = self._stack(
+                f"altup_{'unembd_' if stream[1] else ''}proj.weight", (self.config.altup_num_inputs - 1, *shape)
+            )
+            return (Part(stack, int(stream[2]) * shape[0], shape[0]),), None
         if name.endswith(".linear_attn.in_proj_qkvz.weight"):
             keys, width, each = delta_sizes(self.config)
             rows = {"attn_qkv": keys * (2 * width + each), "attn_gate": keys * each}

@@ -68,7 +68,7 @@ def learns(case: Case, folder: Path, targets: str | tuple[str, ...] = "all-linea
     tokens = torch.randint(3, 90, (14,), generator=torch.Generator().manual_seed(0)).tolist()
     with torch.no_grad():
         bare = base(torch.tensor([tokens])).logits[0].numpy()
-        limit = GELU_LIMIT if has_gelu(base) else LIMIT
+        limit = (GELU_LIMIT if has_gelu(base) else LIMIT) * case.times
         model: Any = add_adapter(base, AdapterSpec(r=4, alpha=6, target_modules=targets), seed=0)
         generator = torch.Generator().manual_seed(5)
         for at, p in model.named_parameters():
