@@ -19,6 +19,7 @@ from nbtune.planner import Plan
 from nbtune.spec import Placement, RunSpec, from_mapping
 from nbtune.store.folder import OWN_MODEL, VARIABLE
 from nbtune.store.foreign import Foreign
+from nbtune.untrusted import is_machine_path
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +62,8 @@ def arguments_of(trainer: Any) -> dict[str, Any]:
     known = trainer.args.to_dict() if hasattr(trainer.args, "to_dict") else {}
     hidden = ("token", "dir", "path", "url", "secret", "key", "name", "repo", "_id")
     plain = {key: value for key, value in known.items() if value is None or type(value) in (bool, int, float, str)}
-    return {key: value for key, value in plain.items() if not any(part in key for part in hidden)}
+    shown = {key: value for key, value in plain.items() if not any(part in key for part in hidden)}
+    return {key: value for key, value in shown.items() if not (isinstance(value, str) and is_machine_path(value))}
 
 
 def number_of(value: Any) -> float | None:

@@ -31,7 +31,7 @@ def retry_after(error: BaseException) -> float:
         response = getattr(cause, "response", None)
         if response is not None:
             value = response.headers.get("Retry-After", "")
-            return min(float(value), 60.0) if value.isdigit() else 0.0
+            return min(float(value), 60.0) if value.isdecimal() else 0.0
     return 0.0
 
 

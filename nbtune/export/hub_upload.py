@@ -311,14 +311,14 @@ class _Push:
         """Take away a repository that was made here and stays empty, unless the same push may go on later."""
         if self.made_here and not is_transient(error):
             with contextlib.suppress(Exception):  # the push's own error is what the user has to hear
-                self.api.delete_repo(self.repo, missing_ok=True)
+                self.forget()
 
     def who(self) -> str:
         """Return whose the token is."""
         return str(self.api.whoami()["name"])
 
     def forget(self) -> str:
-        """Take away the repository that a cancelled push made, if nothing was committed into it."""
+        """Take away the repository that a push made, if nothing was committed into it, by somebody else either."""
         if not {*self.api.list_repo_files(self.repo)} - {".gitattributes"}:
             self.api.delete_repo(self.repo, missing_ok=True)
         return self.repo

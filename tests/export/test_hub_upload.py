@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nbtune.export.hub_errors import retry_after
 from tests.support.fake_hub import TOKEN, FakeHub, client_environment, run_client
 from tests.support.tiny_models import byte_level, save_model, save_tokenizer
 
@@ -167,6 +169,22 @@ def test_a_refusal_takes_the_new_empty_repository_away(hub: FakeHub, folder: Pat
         assert words in answer
     assert hub.repos == {}
     assert TOKEN not in done.stdout + done.stderr
+
+
+def test_a_new_repository_that_somebody_else_has_filled_stays(hub: FakeHub, folder: Path, tmp_path: Path) -> None:
+    hub.fail("POST", "/commit/", status=409)
+    theirs = {"theirs.txt": (b"mine!", False)}
+    hub.seen = lambda number: [repo.branches["main"].update(theirs) for repo in hub.repos.values()] and None
+    push = "from nbtune.export.hub_upload import push_folder\npush_folder({!r}, 'ada/demo')"
+    assert "somebody else changed ada/demo meanwhile" in run_client(push.format(str(folder)), hub, tmp_path).stderr
+    assert hub.files("ada/demo") == {"theirs.txt": b"mine!"}
+
+
+@pytest.mark.parametrize(("said", "seconds"), [("7", 7.0), ("3600", 60.0), ("²", 0.0), ("-1", 0.0), ("soon", 0.0)])
+def test_how_long_a_server_asks_to_wait(said: str, seconds: float) -> None:
+    error = OSError()
+    error.response = types.SimpleNamespace(headers={"Retry-After": said})  # type: ignore[attr-defined]
+    assert retry_after(error) == seconds
 
 
 def test_broken_uploads_leave_no_file_and_the_next_push_completes(folder: Path, tmp_path: Path) -> None:

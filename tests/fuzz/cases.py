@@ -12,7 +12,7 @@ from typing import Any
 
 from nbtune.errors import NbtuneError
 
-KINDS = ("specs", "rows", "models", "runs", "trained", "gguf")
+KINDS = ("specs", "rows", "models", "runs", "trained", "gguf", "held")
 FINE = ("accepted", "refused")
 BUG = "a bug in nbtune or a library"
 
