@@ -5,8 +5,9 @@ version is read: what is not understood could be misread, or written over.
 
 | version | what was otherwise |
 |---|---|
-| 3 | this one |
-| 2 | rows are held out by a drawn order of those that have no copies; of 20,000 rows and more from files, which alone are learnt from while others are prepared, by their hash, the first ones; the longest of these are sought in a single jsonl file only; experts stay in 16 bits where other weights are rounded |
+| 4 | this one |
+| 3 | a spec that names no schedule has a cosine |
+| 2 | as 3, and: rows are held out by a drawn order of those that have no copies; of 20,000 rows and more from files, which alone are learnt from while others are prepared, by their hash, the first ones; the longest of these are sought in a single jsonl file only; experts stay in 16 bits where other weights are rounded |
 | 1 | nbtune 0.1.0, as 2, and: a plan may have no `hidden_size`, `num_layers` and `learning_rate_reason`, and says where frozen weights are by `weights` (their format), `resident_layers` and `sharded`; the pickle of a function of the data may be signed by itself, not with the rows that it is for |
 | 0 | folders whose `environment.json` is gone: as version 1 |
 
@@ -19,7 +20,7 @@ or goes on from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from nbtune.untrusted import BadFile, harmless, load, number
 if TYPE_CHECKING:
     import numpy as np
 
-FORMAT = 3
+FORMAT = 4
 _FILE = "environment.json"
 
 
@@ -67,6 +68,16 @@ def refuse_newer(folder: Path) -> None:
             place=harmless(folder.name, line=True),
             fix="upgrade nbtune to open it",
         )
+
+
+def spec_fields(given: Collection[str], version: int) -> dict[str, Any]:
+    """Return what a spec meant by leaving it out, where this version means something else.
+
+    Args:
+        given: the keys that it says.
+        version: of the folder that it is in.
+    """
+    return {"lr_scheduler_type": "cosine"} if version < 4 and "lr_scheduler_type" not in given else {}
 
 
 def plan_body(body: Mapping[str, Any], version: int) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 
 import nbtune
 from nbtune import events
+from nbtune.cli.spec_file import spec_of
 from nbtune.data.sources import consent, snapshot
 from nbtune.errors import DataError, NbtuneError, TrainError
 from nbtune.folder_format import FORMAT, plan_body, version_of
@@ -90,6 +91,18 @@ def test_what_an_older_plan_lacks_is_filled_in_and_what_a_new_one_lacks_is_damag
         _edit(folder / "environment.json", lambda body, version=version: body.update(version=version))
         assert run.plan is not None
         assert run.plan.hidden_size == 0
+
+
+@pytest.mark.parametrize(("version", "meant"), [(0, "cosine"), (2, "cosine"), (3, "cosine"), (4, "linear")])
+def test_a_spec_without_a_schedule_means_what_it_did_when_it_was_written(folder: Path, version: int, meant: str):
+    _edit(folder / "environment.json", lambda body: body.update(version=version))
+    run = nbtune.attach(folder)
+    assert run.spec.lr_scheduler_type == spec_of(folder / "spec.yaml", None).lr_scheduler_type == meant
+    assert spec_of(folder / "spec.yaml", ["lr_scheduler_type=constant"]).lr_scheduler_type == "constant"
+    assert ("cosine" in run.yaml()) == ("cosine" in run.script()) == (meant == "cosine")
+    with (folder / "spec.yaml").open("a", encoding="utf-8") as file:
+        file.write("lr_scheduler_type: polynomial\n")
+    assert nbtune.attach(folder).spec.lr_scheduler_type == "polynomial"
 
 
 def test_a_plan_of_today_is_read_as_it_is(made: Path) -> None:

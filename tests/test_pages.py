@@ -25,7 +25,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 BLOCK = re.compile(r"^```([a-z]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NOT_RUN = {  # the beginning of a block: why
     " %%finetune · form": "a picture",
-    "learning rate  0.0043": "what a plan says",
+    "learning rate  0.0061": "what a plan says",
     "llama-cli": "llama.cpp's own program",
     "%pip": "the network",
     "hf download": "the network",

@@ -11,7 +11,7 @@ from typing import Any
 from nbtune.errors import SpecError
 from nbtune.spec import RunSpec, from_yaml, parse_value, placing
 from nbtune.spec.yaml_loader import LARGEST
-from nbtune.store.folder import spec_to_run
+from nbtune.store.folder import as_meant, spec_to_run
 
 
 def spec_of(path: Path, set_: list[str] | None, body: Mapping[str, Any] | None = None) -> RunSpec:
@@ -27,10 +27,11 @@ def spec_of(path: Path, set_: list[str] | None, body: Mapping[str, Any] | None =
             raise SpecError(f"`--set {entry}` has no value", fix="write `--set key=value`")
         overrides[key.strip()] = parse_value(value)
     spec = from_yaml(text_of(path), overrides, name=path.name)
-    of_a_run = path.name == "spec.yaml" and (path.parent / "environment.json").exists()
-    if of_a_run and spec.trust_remote_code and "trust_remote_code" not in overrides:
+    if not (path.name == "spec.yaml" and (path.parent / "environment.json").exists()):
+        return spec
+    if spec.trust_remote_code and "trust_remote_code" not in overrides:
         spec_to_run(path.parent)  # anybody may have written it: it is not this user's word
-    return spec
+    return as_meant(spec, path.parent)
 
 
 def placed(path: Path) -> AbstractContextManager[None]:

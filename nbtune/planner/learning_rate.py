@@ -23,8 +23,7 @@ _EXPONENT, _QWEN = 0.781, 0.0775
 _NARROWEST = 256  # below it nothing was measured, and the rule would go on rising
 _FACTORS = 3e-3  # Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better …", section 3.5
 _OF_SIGNS = 1 / 5  # Chen et al. 2023, "Symbolic discovery of optimization algorithms", section 5: a third to a tenth
-_LONG = 600  # steps from which on the rule holds as it is; a shorter run learns more of each
-_SHORT = 220  # of the narrowest, in fewer than 80 steps: it is the sum of all rates that counts there
+_LONG = 1200  # steps from which on the rule holds as it is; a shorter run learns more of each
 _MOST_SHORT, _WIDE_SHORT = 4.3, 1.5  # how much more at most: as measured at `_MEASURED`; of wide models
 _MEASURED = 576  # SmolLM2-135M's
 _HIGHEST = 0.01  # of any: twice that spoils the embedded model
@@ -71,7 +70,7 @@ def _for_few(steps: int, width: int, rate: float) -> float:
     docs/explanation/defaults.md has the measurements, and where the 1.5 comes from.
     """
     most = min(max(_WIDE_SHORT, _MOST_SHORT * (_MEASURED / width) ** 2), _MOST_SHORT, _HIGHEST / rate)
-    return max(1.0, min(max(math.sqrt(_LONG / min(steps, _LONG)), _SHORT / steps * _NARROWEST / width), most))
+    return max(1.0, min(math.sqrt(_LONG / min(steps, _LONG)), most))
 
 
 def with_its_rate(spec: RunSpec, plan: Plan) -> RunSpec:

@@ -152,7 +152,7 @@ class RunSpec(Part):
         gt=0,
     )
     lr_scheduler_type: ScheduleName = field(
-        "cosine", "Schedule", "How the learning rate falls.", example="cosine", advanced=True
+        "linear", "Schedule", "How the learning rate falls.", example="cosine", advanced=True
     )
     schedule: ScheduleArgs = field(
         ScheduleArgs(), "Schedule's numbers", "What the schedule is told.", example={"floor": 0.1}, advanced=True

@@ -20,7 +20,7 @@ from typing import Any
 from nbtune.atomic_io import discard, write_json, write_text
 from nbtune.disk import disk_error
 from nbtune.errors import NbtuneError, SpecError, TrainError
-from nbtune.folder_format import plan_body, refuse_newer, stamp, version_of
+from nbtune.folder_format import plan_body, refuse_newer, spec_fields, stamp, version_of
 from nbtune.planner import Plan
 from nbtune.spec import RunSpec, from_yaml, to_yaml
 from nbtune.store.lock import Ownership, is_owned
@@ -213,7 +213,7 @@ def written_spec(folder: Path) -> RunSpec:
     try:
         with open_file(folder / "spec.yaml") as file:
             text = file.read().decode("utf-8")
-        return from_yaml(text, name=f"{shown}/spec.yaml")
+        return as_meant(from_yaml(text, name=f"{shown}/spec.yaml"), folder)
     except NbtuneError:
         raise
     except FileNotFoundError as error:
@@ -221,6 +221,12 @@ def written_spec(folder: Path) -> RunSpec:
     except Exception as error:  # a file that anybody may have written makes a YAML reader raise anything
         why = f"{type(error).__name__}: {harmless(str(error)[:120], line=True)}"
         raise TrainError(f"the spec cannot be read ({why})", place=f"{shown}/spec.yaml", fix=_DAMAGED) from error
+
+
+def as_meant(spec: RunSpec, folder: Path) -> RunSpec:
+    """Return the spec of a folder with what it left out because an older version would have taken it."""
+    meant = spec_fields(spec.model_fields_set, version_of(folder))
+    return spec.model_copy(update=meant) if meant else spec
 
 
 def plan_of(body: dict[str, Any], folder: Path) -> Plan:

@@ -58,7 +58,7 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lora-plus": ({"optim_args": {"lora_b_rate": 16}}, {"optimizer": loraplus}),
 }  # fmt: skip
 SCHEDULES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "cosine-floor": ({"schedule": {"floor": 0.1}},
+    "cosine-floor": ({"lr_scheduler_type": "cosine", "schedule": {"floor": 0.1}},
                      {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}}),
     "wsd": ({"lr_scheduler_type": "wsd",
              "schedule": {"decay": "1-sqrt", "decay_share": 0.2, "floor": 0.05, "warmup_steps": 7}},

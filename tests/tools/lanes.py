@@ -30,7 +30,7 @@ SEED = 42  # nbtune.spec.RunSpec
 EPSILON = 1e-8
 WARM, ROUGH = 3, 0.03  # steps before one is recorded; how far it may be off in tf32
 TOLD: dict[str, Any] = {  # of a run, with nbtune's defaults
-    "schedule": "cosine", "args": {}, "warmup": 0.03, "clip": 1.0, "beta1": 0.9, "beta2": 0.999, "b_rate": 1.0,
+    "schedule": "linear", "args": {}, "warmup": 0.03, "clip": 1.0, "beta1": 0.9, "beta2": 0.999, "b_rate": 1.0,
     "ema": 0.0, "ratio": 1.0, "raised": None,
 }  # fmt: skip
 # ratio: B's rate over A's, their product as it was; raised: [share of the steps, times, nats]: from there on so many

@@ -92,7 +92,7 @@ def test_no_run_is_so_short_that_nothing_is_learnt(name: str, steps: int, share:
 @pytest.mark.parametrize(
     ("written", "why"),
     [
-        ({"schedule": {"power": 2}}, "`schedule.power` changes nothing: schedule `cosine`"),
+        ({"schedule": {"power": 2}}, "`schedule.power` changes nothing: schedule `linear`"),
         ({"schedule": {"floor": 0.1}, "lr_scheduler_type": "constant"}, "schedule `constant`"),
         ({"schedule": {"warmup_steps": 9}, "steps": 9}, "does not end within 9"),
         ({"optim": "lion", "optim_args": {"eps": 1e-6}}, "`optim_args.eps` changes nothing: optimizer `lion`"),
