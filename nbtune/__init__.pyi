@@ -229,8 +229,8 @@ def validate(
         model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); token_classification: name the label of each word of a text (rows with tokens, tags); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
-        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, token_classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
+        method: Method. How it learns. `distill`: say what a teacher model says of the answers; `sft`: imitate the answers; `cpo`, `dpo`, `ipo`, `orpo`: prefer the better of two answers (rows with prompt, chosen, rejected); `reward`: score answers, the better of two higher (rows with prompt, chosen, rejected); `simpo`: prefer the better of two answers (rows with prompt, chosen, rejected); `bco`, `kto`: from answers that are good or bad (rows with prompt, completion, label); `prm`: judge each step of a solution (rows with prompt, completions, labels); `classification`: name a text's label (rows with text, label); `token_classification`: name the label of each word of a text (rows with tokens, tags); `pretrain`: learn texts whole (rows with text); `grpo`: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); `rloo`: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
+        beta: Beta. How strongly preferences pull (not with `distill`, `sft`, `reward`, `prm`, `classification`, `token_classification`, `pretrain`); unset: 0.1, for `simpo` 2, for `grpo` 0, for `rloo` 0.05.
         loss: Loss. Which of the method's losses, and its options.
         teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
         rewards: Rewards. What judges the answers of grpo and rloo.
@@ -241,7 +241,7 @@ def validate(
         sequence_len: Sequence length. Longer rows are cut; unset: the longest row, at most what the model knows.
         batch_size: Batch size. Rows per optimizer step; unset: 8.
         micro_batch_size: Micro-batch. Rows that go through the model at once; unset: what fits.
-        gradient_accumulation_steps: Accumulation. Micro-batches per optimizer step; two of batch_size, micro_batch_size and this give the third.
+        gradient_accumulation_steps: Accumulation. Micro-batches per optimizer step; two of `batch_size`, `micro_batch_size` and this give the third.
         learning_rate: Learning rate. Its peak; unset: by the model's hidden size, for LoRA 0.0025 at 256 and 0.00029 at 4096; a tenth of it where every weight is trained, and for preferences.
         lr_scheduler_type: Schedule. How the learning rate falls.
         schedule: Schedule's numbers. What the schedule is told.
@@ -261,12 +261,12 @@ def validate(
         chat_template: Chat template. Your own, as Jinja2 text or the file that holds it; unset: the model's.
         on_error: Broken rows. A row that cannot be read is an error, or left out and reported.
         mix: Mix. How several sources become one stream of rows.
-        order: Order. shuffled; bucketed: shuffled, rows of like length together, so that less is padded; given: as the rows stand; in_turn: source after source, each shuffled; short_first: by length.
+        order: Order. shuffled; bucketed: shuffled, rows of like length together, so that less is padded; given: as the rows stand; `in_turn`: source after source, each shuffled; `short_first`: by length.
         packing: Packing. Several short rows share a sequence, without seeing each other; auto: where the model is found to keep them apart.
         seed: Seed. Same seed, same run.
         dtype: Precision. Of the frozen weights and the products; auto: by the card, with the reason in the plan.
         device: Device. Where it trains.
-        gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
+        gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: `batch_size` counts the rows of all. With `device: cpu`, how many processes.
         cluster: Cluster. Whose machines do it.
         weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2); with adapter full what is trained, too.
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
@@ -344,8 +344,8 @@ def plan(
         model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); token_classification: name the label of each word of a text (rows with tokens, tags); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
-        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, token_classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
+        method: Method. How it learns. `distill`: say what a teacher model says of the answers; `sft`: imitate the answers; `cpo`, `dpo`, `ipo`, `orpo`: prefer the better of two answers (rows with prompt, chosen, rejected); `reward`: score answers, the better of two higher (rows with prompt, chosen, rejected); `simpo`: prefer the better of two answers (rows with prompt, chosen, rejected); `bco`, `kto`: from answers that are good or bad (rows with prompt, completion, label); `prm`: judge each step of a solution (rows with prompt, completions, labels); `classification`: name a text's label (rows with text, label); `token_classification`: name the label of each word of a text (rows with tokens, tags); `pretrain`: learn texts whole (rows with text); `grpo`: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); `rloo`: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
+        beta: Beta. How strongly preferences pull (not with `distill`, `sft`, `reward`, `prm`, `classification`, `token_classification`, `pretrain`); unset: 0.1, for `simpo` 2, for `grpo` 0, for `rloo` 0.05.
         loss: Loss. Which of the method's losses, and its options.
         teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
         rewards: Rewards. What judges the answers of grpo and rloo.
@@ -356,7 +356,7 @@ def plan(
         sequence_len: Sequence length. Longer rows are cut; unset: the longest row, at most what the model knows.
         batch_size: Batch size. Rows per optimizer step; unset: 8.
         micro_batch_size: Micro-batch. Rows that go through the model at once; unset: what fits.
-        gradient_accumulation_steps: Accumulation. Micro-batches per optimizer step; two of batch_size, micro_batch_size and this give the third.
+        gradient_accumulation_steps: Accumulation. Micro-batches per optimizer step; two of `batch_size`, `micro_batch_size` and this give the third.
         learning_rate: Learning rate. Its peak; unset: by the model's hidden size, for LoRA 0.0025 at 256 and 0.00029 at 4096; a tenth of it where every weight is trained, and for preferences.
         lr_scheduler_type: Schedule. How the learning rate falls.
         schedule: Schedule's numbers. What the schedule is told.
@@ -376,12 +376,12 @@ def plan(
         chat_template: Chat template. Your own, as Jinja2 text or the file that holds it; unset: the model's.
         on_error: Broken rows. A row that cannot be read is an error, or left out and reported.
         mix: Mix. How several sources become one stream of rows.
-        order: Order. shuffled; bucketed: shuffled, rows of like length together, so that less is padded; given: as the rows stand; in_turn: source after source, each shuffled; short_first: by length.
+        order: Order. shuffled; bucketed: shuffled, rows of like length together, so that less is padded; given: as the rows stand; `in_turn`: source after source, each shuffled; `short_first`: by length.
         packing: Packing. Several short rows share a sequence, without seeing each other; auto: where the model is found to keep them apart.
         seed: Seed. Same seed, same run.
         dtype: Precision. Of the frozen weights and the products; auto: by the card, with the reason in the plan.
         device: Device. Where it trains.
-        gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
+        gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: `batch_size` counts the rows of all. With `device: cpu`, how many processes.
         cluster: Cluster. Whose machines do it.
         weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2); with adapter full what is trained, too.
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
@@ -460,8 +460,8 @@ def finetune(
         model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); token_classification: name the label of each word of a text (rows with tokens, tags); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
-        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, token_classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
+        method: Method. How it learns. `distill`: say what a teacher model says of the answers; `sft`: imitate the answers; `cpo`, `dpo`, `ipo`, `orpo`: prefer the better of two answers (rows with prompt, chosen, rejected); `reward`: score answers, the better of two higher (rows with prompt, chosen, rejected); `simpo`: prefer the better of two answers (rows with prompt, chosen, rejected); `bco`, `kto`: from answers that are good or bad (rows with prompt, completion, label); `prm`: judge each step of a solution (rows with prompt, completions, labels); `classification`: name a text's label (rows with text, label); `token_classification`: name the label of each word of a text (rows with tokens, tags); `pretrain`: learn texts whole (rows with text); `grpo`: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); `rloo`: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
+        beta: Beta. How strongly preferences pull (not with `distill`, `sft`, `reward`, `prm`, `classification`, `token_classification`, `pretrain`); unset: 0.1, for `simpo` 2, for `grpo` 0, for `rloo` 0.05.
         loss: Loss. Which of the method's losses, and its options.
         teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
         rewards: Rewards. What judges the answers of grpo and rloo.
@@ -472,7 +472,7 @@ def finetune(
         sequence_len: Sequence length. Longer rows are cut; unset: the longest row, at most what the model knows.
         batch_size: Batch size. Rows per optimizer step; unset: 8.
         micro_batch_size: Micro-batch. Rows that go through the model at once; unset: what fits.
-        gradient_accumulation_steps: Accumulation. Micro-batches per optimizer step; two of batch_size, micro_batch_size and this give the third.
+        gradient_accumulation_steps: Accumulation. Micro-batches per optimizer step; two of `batch_size`, `micro_batch_size` and this give the third.
         learning_rate: Learning rate. Its peak; unset: by the model's hidden size, for LoRA 0.0025 at 256 and 0.00029 at 4096; a tenth of it where every weight is trained, and for preferences.
         lr_scheduler_type: Schedule. How the learning rate falls.
         schedule: Schedule's numbers. What the schedule is told.
@@ -492,12 +492,12 @@ def finetune(
         chat_template: Chat template. Your own, as Jinja2 text or the file that holds it; unset: the model's.
         on_error: Broken rows. A row that cannot be read is an error, or left out and reported.
         mix: Mix. How several sources become one stream of rows.
-        order: Order. shuffled; bucketed: shuffled, rows of like length together, so that less is padded; given: as the rows stand; in_turn: source after source, each shuffled; short_first: by length.
+        order: Order. shuffled; bucketed: shuffled, rows of like length together, so that less is padded; given: as the rows stand; `in_turn`: source after source, each shuffled; `short_first`: by length.
         packing: Packing. Several short rows share a sequence, without seeing each other; auto: where the model is found to keep them apart.
         seed: Seed. Same seed, same run.
         dtype: Precision. Of the frozen weights and the products; auto: by the card, with the reason in the plan.
         device: Device. Where it trains.
-        gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
+        gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: `batch_size` counts the rows of all. With `device: cpu`, how many processes.
         cluster: Cluster. Whose machines do it.
         weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2); with adapter full what is trained, too.
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
@@ -576,8 +576,8 @@ def submit(
         model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); token_classification: name the label of each word of a text (rows with tokens, tags); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
-        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, token_classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
+        method: Method. How it learns. `distill`: say what a teacher model says of the answers; `sft`: imitate the answers; `cpo`, `dpo`, `ipo`, `orpo`: prefer the better of two answers (rows with prompt, chosen, rejected); `reward`: score answers, the better of two higher (rows with prompt, chosen, rejected); `simpo`: prefer the better of two answers (rows with prompt, chosen, rejected); `bco`, `kto`: from answers that are good or bad (rows with prompt, completion, label); `prm`: judge each step of a solution (rows with prompt, completions, labels); `classification`: name a text's label (rows with text, label); `token_classification`: name the label of each word of a text (rows with tokens, tags); `pretrain`: learn texts whole (rows with text); `grpo`: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); `rloo`: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
+        beta: Beta. How strongly preferences pull (not with `distill`, `sft`, `reward`, `prm`, `classification`, `token_classification`, `pretrain`); unset: 0.1, for `simpo` 2, for `grpo` 0, for `rloo` 0.05.
         loss: Loss. Which of the method's losses, and its options.
         teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
         rewards: Rewards. What judges the answers of grpo and rloo.
@@ -588,7 +588,7 @@ def submit(
         sequence_len: Sequence length. Longer rows are cut; unset: the longest row, at most what the model knows.
         batch_size: Batch size. Rows per optimizer step; unset: 8.
         micro_batch_size: Micro-batch. Rows that go through the model at once; unset: what fits.
-        gradient_accumulation_steps: Accumulation. Micro-batches per optimizer step; two of batch_size, micro_batch_size and this give the third.
+        gradient_accumulation_steps: Accumulation. Micro-batches per optimizer step; two of `batch_size`, `micro_batch_size` and this give the third.
         learning_rate: Learning rate. Its peak; unset: by the model's hidden size, for LoRA 0.0025 at 256 and 0.00029 at 4096; a tenth of it where every weight is trained, and for preferences.
         lr_scheduler_type: Schedule. How the learning rate falls.
         schedule: Schedule's numbers. What the schedule is told.
@@ -608,12 +608,12 @@ def submit(
         chat_template: Chat template. Your own, as Jinja2 text or the file that holds it; unset: the model's.
         on_error: Broken rows. A row that cannot be read is an error, or left out and reported.
         mix: Mix. How several sources become one stream of rows.
-        order: Order. shuffled; bucketed: shuffled, rows of like length together, so that less is padded; given: as the rows stand; in_turn: source after source, each shuffled; short_first: by length.
+        order: Order. shuffled; bucketed: shuffled, rows of like length together, so that less is padded; given: as the rows stand; `in_turn`: source after source, each shuffled; `short_first`: by length.
         packing: Packing. Several short rows share a sequence, without seeing each other; auto: where the model is found to keep them apart.
         seed: Seed. Same seed, same run.
         dtype: Precision. Of the frozen weights and the products; auto: by the card, with the reason in the plan.
         device: Device. Where it trains.
-        gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
+        gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: `batch_size` counts the rows of all. With `device: cpu`, how many processes.
         cluster: Cluster. Whose machines do it.
         weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2); with adapter full what is trained, too.
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.
@@ -688,8 +688,8 @@ def inspect(
         model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.
         tokenizer: Tokenizer. Another one than the model's: a Hub id, a folder, or a variable of this notebook; unset: the model's.
         data: Data. Rows to learn from: a DataFrame or list of this notebook by name, a file, a folder, a Hub id, one of nbtune's own sets, or a list of such with weights.
-        method: Method. How it learns. distill: say what a teacher model says of the answers; sft: imitate the answers; cpo, dpo, ipo, orpo: prefer the better of two answers (rows with prompt, chosen, rejected); reward: score answers, the better of two higher (rows with prompt, chosen, rejected); simpo: prefer the better of two answers (rows with prompt, chosen, rejected); bco, kto: from answers that are good or bad (rows with prompt, completion, label); prm: judge each step of a solution (rows with prompt, completions, labels); classification: name a text's label (rows with text, label); token_classification: name the label of each word of a text (rows with tokens, tags); pretrain: learn texts whole (rows with text); grpo: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); rloo: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
-        beta: Beta. How strongly preferences pull (not with distill, sft, reward, prm, classification, token_classification, pretrain); unset: 0.1, for simpo 2, for grpo 0, for rloo 0.05.
+        method: Method. How it learns. `distill`: say what a teacher model says of the answers; `sft`: imitate the answers; `cpo`, `dpo`, `ipo`, `orpo`: prefer the better of two answers (rows with prompt, chosen, rejected); `reward`: score answers, the better of two higher (rows with prompt, chosen, rejected); `simpo`: prefer the better of two answers (rows with prompt, chosen, rejected); `bco`, `kto`: from answers that are good or bad (rows with prompt, completion, label); `prm`: judge each step of a solution (rows with prompt, completions, labels); `classification`: name a text's label (rows with text, label); `token_classification`: name the label of each word of a text (rows with tokens, tags); `pretrain`: learn texts whole (rows with text); `grpo`: answer prompts, and repeat what the rewards like best in a group of answers (rows with prompt); `rloo`: answer prompts, and repeat what the rewards like better than the other answers (rows with prompt).
+        beta: Beta. How strongly preferences pull (not with `distill`, `sft`, `reward`, `prm`, `classification`, `token_classification`, `pretrain`); unset: 0.1, for `simpo` 2, for `grpo` 0, for `rloo` 0.05.
         loss: Loss. Which of the method's losses, and its options.
         teacher: Teacher. Of distill: the model to learn from, a Hub id or a folder, of the same vocabulary.
         rewards: Rewards. What judges the answers of grpo and rloo.
@@ -700,7 +700,7 @@ def inspect(
         sequence_len: Sequence length. Longer rows are cut; unset: the longest row, at most what the model knows.
         batch_size: Batch size. Rows per optimizer step; unset: 8.
         micro_batch_size: Micro-batch. Rows that go through the model at once; unset: what fits.
-        gradient_accumulation_steps: Accumulation. Micro-batches per optimizer step; two of batch_size, micro_batch_size and this give the third.
+        gradient_accumulation_steps: Accumulation. Micro-batches per optimizer step; two of `batch_size`, `micro_batch_size` and this give the third.
         learning_rate: Learning rate. Its peak; unset: by the model's hidden size, for LoRA 0.0025 at 256 and 0.00029 at 4096; a tenth of it where every weight is trained, and for preferences.
         lr_scheduler_type: Schedule. How the learning rate falls.
         schedule: Schedule's numbers. What the schedule is told.
@@ -720,12 +720,12 @@ def inspect(
         chat_template: Chat template. Your own, as Jinja2 text or the file that holds it; unset: the model's.
         on_error: Broken rows. A row that cannot be read is an error, or left out and reported.
         mix: Mix. How several sources become one stream of rows.
-        order: Order. shuffled; bucketed: shuffled, rows of like length together, so that less is padded; given: as the rows stand; in_turn: source after source, each shuffled; short_first: by length.
+        order: Order. shuffled; bucketed: shuffled, rows of like length together, so that less is padded; given: as the rows stand; `in_turn`: source after source, each shuffled; `short_first`: by length.
         packing: Packing. Several short rows share a sequence, without seeing each other; auto: where the model is found to keep them apart.
         seed: Seed. Same seed, same run.
         dtype: Precision. Of the frozen weights and the products; auto: by the card, with the reason in the plan.
         device: Device. Where it trains.
-        gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.
+        gpus: GPUs. How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step stays the same: `batch_size` counts the rows of all. With `device: cpu`, how many processes.
         cluster: Cluster. Whose machines do it.
         weights: Frozen weights. How they are kept; streamed: 16-bit in the host's memory, sent to the GPU layer by layer; sharded: 16-bit, each of several GPUs keeps its part and borrows the others' layer by layer (FSDP2); with adapter full what is trained, too.
         activations: Activations. Kept, or computed again, or moved to RAM; auto: the fastest that fits.

@@ -10,15 +10,15 @@ from nbtune.methods._method import Method
 
 
 def how_they_learn(methods: Iterable[Method]) -> str:
-    """Return a sentence on all methods, those alike together: "sft: imitate the answers; dpo, ipo: prefer …".
+    """Return a sentence on all methods, those alike together: "`sft`: imitate the answers; `dpo`, `ipo`: prefer …".
 
     >>> nbtune.methods.how_they_learn([nbtune.methods.METHODS["sft"], nbtune.methods.METHODS["ipo"]]).split(" (")[0]
-    'How it learns. sft: imitate the answers; ipo: prefer the better of two answers'
+    'How it learns. `sft`: imitate the answers; `ipo`: prefer the better of two answers'
     """
     sentences = []
     for (sentence, columns), alike in groupby(methods, key=lambda method: (method.sentence, method.columns)):
         rows = f" (rows with {columns})" if columns else ""
-        sentences.append(f"{', '.join(method.name for method in alike)}: {sentence}{rows}")
+        sentences.append(f"{', '.join(f'`{method.name}`' for method in alike)}: {sentence}{rows}")
     return f"How it learns. {'; '.join(sentences)}."
 
 
@@ -26,14 +26,14 @@ def what_beta_is(methods: Iterable[Method]) -> str:
     """Return a sentence on `beta`: which methods have none, and what it is where a spec leaves it out.
 
     >>> nbtune.methods.what_beta_is([nbtune.methods.METHODS["sft"], nbtune.methods.METHODS["dpo"]])
-    'How strongly preferences pull (not with sft); unset: 0.1.'
+    'How strongly preferences pull (not with `sft`); unset: 0.1.'
     """
     without, values = [], {}
     for method in methods:
         if (beta := method.options.get("beta")) is None:
-            without.append(method.name)
+            without.append(f"`{method.name}`")
         else:
             values[method.name] = beta
     usual = Counter(values.values()).most_common(1)[0][0]
-    others = "".join(f", for {name} {beta:g}" for name, beta in values.items() if beta != usual)
+    others = "".join(f", for `{name}` {beta:g}" for name, beta in values.items() if beta != usual)
     return f"How strongly preferences pull (not with {', '.join(without)}); unset: {usual:g}{others}."

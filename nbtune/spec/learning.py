@@ -181,8 +181,8 @@ class ScheduleArgs(Part):
     floor: float | None = field(
         None,
         "Floor",
-        "Share of the peak that the rate falls to, of linear, cosine, polynomial and warmup_stable_decay; unset: 0. Of "
-        "range_test what it begins with.",
+        "Share of the peak that the rate falls to, of `linear`, `cosine`, `polynomial` and `warmup_stable_decay`; "
+        "unset: 0. Of `range_test` what it begins with.",
         example=0.1,
         ge=0,
         lt=1,
@@ -190,24 +190,25 @@ class ScheduleArgs(Part):
     )
     power: float | None = field(None, "Power", "Of the polynomial; unset: 1.", example=2.0, gt=0, advanced=True)
     cycles: int | None = field(
-        None, "Cycles", "How often cosine_with_restarts falls; unset: once.", example=3, ge=1, advanced=True
+        None, "Cycles", "How often `cosine_with_restarts` falls; unset: once.", example=3, ge=1, advanced=True
     )
     timescale: int | None = field(
         None,
         "Time scale",
-        "Of inverse_sqrt: steps after which the rate begins to fall; unset: those of the warm-up, 10,000 without one.",
+        "Of `inverse_sqrt`: steps after which the rate begins to fall; unset: those of the warm-up, 10,000 without "
+        "one.",
         example=1000,
         unit="steps",
         ge=1,
         advanced=True,
     )
     decay: Literal["linear", "cosine", "1-sqrt"] | None = field(
-        None, "Decay", "How warmup_stable_decay ends; unset: cosine.", example="1-sqrt", advanced=True
+        None, "Decay", "How `warmup_stable_decay` ends; unset: cosine.", example="1-sqrt", advanced=True
     )
     decay_share: float | None = field(
         None,
         "Share of the decay",
-        "Of the steps, in which warmup_stable_decay falls; unset: 0.1.",
+        "Of the steps, in which `warmup_stable_decay` falls; unset: 0.1.",
         example=0.2,
         gt=0,
         le=1,

@@ -138,7 +138,7 @@ class RunSpec(Part):
     gradient_accumulation_steps: int | None = field(
         None,
         "Accumulation",
-        "Micro-batches per optimizer step; two of batch_size, micro_batch_size and this give the third.",
+        "Micro-batches per optimizer step; two of `batch_size`, `micro_batch_size` and this give the third.",
         example=4,
         ge=1,
         advanced=True,
@@ -259,7 +259,7 @@ class RunSpec(Part):
         "shuffled",
         "Order",
         "shuffled; bucketed: shuffled, rows of like length together, so that less is padded; given: as the rows stand; "
-        "in_turn: source after source, each shuffled; short_first: by length.",
+        "`in_turn`: source after source, each shuffled; `short_first`: by length.",
         example="in_turn",
         advanced=True,
     )
@@ -286,7 +286,7 @@ class RunSpec(Part):
         1,
         "GPUs",
         "How many of this machine's GPUs share each step: a number, all, or a list of which ones ([0, 2]). The step "
-        "stays the same: batch_size counts the rows of all. With `device: cpu`, how many processes.",
+        "stays the same: `batch_size` counts the rows of all. With `device: cpu`, how many processes.",
         example=2,
         advanced=True,
     )

@@ -248,8 +248,8 @@ class EvalSpec(Part):
     metrics: tuple[str, ...] = field(
         (),
         "Metrics",
-        "Measured before the first step and after the last: perplexity, token_accuracy, exact_match, json_valid, "
-        "rouge, bleu, chrf, or functions by their names in this notebook, or module:function.",
+        "Measured before the first step and after the last: `perplexity`, `token_accuracy`, `exact_match`, "
+        "`json_valid`, `rouge`, `bleu`, `chrf`, or functions by their names in this notebook, or module:function.",
         example=["exact_match", "is_polite"],
         advanced=True,
     )

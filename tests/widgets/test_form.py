@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -78,6 +79,12 @@ def test_every_field_of_the_spec_is_there_once_and_the_six_come_first():
     assert tops == set(RunSpec.model_fields) - {"trust_remote_code"}
     assert all(field["title"] and field["help"] for field in fields())
     assert {field["group"] for field in fields()} == set(GROUPS)
+
+
+def test_what_is_written_in_a_spec_is_set_as_code_in_the_sentences():
+    said = {field["key"]: re.sub(r"`[^`]*`", "", field["help"]) for field in fields()}
+    plain = {key: re.findall(r"(?<![\w/.])[a-z]+(?:_[a-z0-9]+)+\b", text) for key, text in said.items()}
+    assert {key: names for key, names in plain.items() if names} == {}
 
 
 @pytest.mark.parametrize("goal", GOALS)
