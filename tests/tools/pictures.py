@@ -19,7 +19,8 @@ REPO = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(REPO / "tests" / "widgets"), str(REPO / "tests" / "e2e")]
 LOOKS = [(theme, width) for width in (320, 700, 1400) for theme in ("light", "dark")]
 TALLEST = 6000  # pixels of a picture
-ALL_THERE = "#host .nbt:not(:has(.nbt-skeleton))"  # no grey bar in place of what is on its way
+ON_ITS_WAY = "() => [...document.querySelectorAll('#host .nbt-skeleton')].some((bar) => bar.checkVisibility())"
+PATIENCE = 100  # times that a page may come to rest with something on its way
 CONTRASTS = (REPO / "tests" / "tools" / "contrast.js").read_text(encoding="utf-8").split("\n", 2)[2]
 LEAST = 4.5  # contrast of a button's words (WCAG 2, AA)
 TOUCHED = ([], ["hover"], ["hover", "active"], ["focus", "focus-visible"])
@@ -73,12 +74,12 @@ def taken(out: Path, only: tuple[str, ...], looks: list[tuple[str, int]]) -> int
 def looked(page: Any, out: Path, name: str, theme: str, width: int) -> list[str]:
     """Take one picture; return what is wrong with what it shows."""
     page.look(theme, width)
-    page.rest(ALL_THERE)
+    whole(page)
     panel = page.page.locator("#host .nbt").first
     for _ in range(3):  # what is on its way makes a panel higher
         tall = int(panel.bounding_box()["height"]) + 40
         page.page.set_viewport_size({"width": width, "height": max(600, min(tall, TALLEST))})
-        page.rest(ALL_THERE)
+        whole(page)
         if int(panel.bounding_box()["height"]) + 40 == tall:
             break
     page.page.screenshot(path=str(out / f"{name}-{theme}-{width}.png"))
@@ -87,6 +88,14 @@ def looked(page: Any, out: Path, name: str, theme: str, width: int) -> list[str]
         *grave(page.page),
         *pale(page.page),
     ]
+
+
+def whole(page: Any) -> None:
+    """Let a page come to rest, until no grey bar stands in place of what is on its way."""
+    for _ in range(PATIENCE):
+        page.rest()
+        if not page.page.evaluate(ON_ITS_WAY):
+            return
 
 
 def pale(page: Any) -> list[str]:

@@ -1,6 +1,6 @@
 // The third step: how it trains. What matters most as sliders, each with what it does to time and memory; what the plan chose, and why.
 
-import { el, setAttribute, setText } from "../shared/dom.js";
+import { coded, el, setAttribute, setText } from "../shared/dom.js";
 import { bytes, count, duration, number } from "../shared/format.js";
 import { text } from "../shared/texts.js";
 
@@ -45,7 +45,7 @@ export class TrainStep {
     setAttribute(this.meter, "data-level", share > 1 ? "over" : share > 0.9 ? "tight" : "fits");
     setText(this.memory, text("form.memory", { name: text(costs.vram ? "memory.gpu" : "memory.cpu"), peak: bytes(costs.peak), available: bytes(costs.available) }));
     this.reasons.replaceChildren(...costs.rows.filter(([name]) => REASONS.includes(name)).map(([name, reason]) => el("li", { class: "nbt-text" }, name === "why" ? reason : `${name}${reason.includes(":") ? "" : ":"} ${reason}`)));
-    this.why.replaceChildren(...costs.rows.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "nbt-text" }, name === "packing" && costs.packing ? text(`form.packing.${costs.packing}`) : value))));
+    this.why.replaceChildren(...costs.rows.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "nbt-text" }, ...(name === "packing" && costs.packing ? coded(text(`form.packing.${costs.packing}`)) : [value])))));
   }
 
   hide(hidden) {
