@@ -181,3 +181,13 @@ def test_what_is_no_new_token_is_refused(bases: dict[bool, str], adapter: dict[s
 def test_a_tokenizer_of_ones_own_is_given_them_by_its_owner(bases: dict[bool, str]) -> None:
     with pytest.raises(SpecError, match="given to the model's own tokenizer"):
         nbtune.plan(data=ROWS, model=bases[True], tokenizer=bases[True], steps=2, adapter={"new_tokens": ["<a>"]})
+
+
+def test_the_config_of_a_model_that_also_sees_keeps_its_other_counts(bases: dict[bool, str], tmp_path: Path) -> None:
+    """Only a number of tokens that is the embedding's grows with it."""
+    place = Path(shutil.copytree(bases[True], tmp_path / "base"))
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({**config, "hears": {"vocab_size": 3}, "eos_token_id": 2}))
+    made = json.loads((folder_of(str(place), ("<step>",)) / "config.json").read_text())
+    assert made["vocab_size"] > config["vocab_size"]
+    assert made["hears"] == {"vocab_size": 3}

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from nbtune.export.hub_errors import retry_after
+from nbtune.export.hub_upload import _Push
 from tests.support.fake_hub import TOKEN, FakeHub, client_environment, run_client
 from tests.support.tiny_models import byte_level, save_model, save_tokenizer
 
@@ -178,6 +179,25 @@ def test_a_new_repository_that_somebody_else_has_filled_stays(hub: FakeHub, fold
     push = "from nbtune.export.hub_upload import push_folder\npush_folder({!r}, 'ada/demo')"
     assert "somebody else changed ada/demo meanwhile" in run_client(push.format(str(folder)), hub, tmp_path).stderr
     assert hub.files("ada/demo") == {"theirs.txt": b"mine!"}
+
+
+@pytest.mark.parametrize(
+    ("status", "waits"), [(401, []), (403, []), (413, []), (429, [0.001, 0.002]), (503, [0.001, 0.002])]
+)
+def test_only_what_may_pass_is_tried_again_each_time_after_twice_as_long(status: int, waits: list[float]) -> None:
+    error, asked, said = OSError(), [], []  # type: ignore[var-annotated]
+    error.response = types.SimpleNamespace(status_code=status, headers={})  # type: ignore[attr-defined]
+
+    def ask() -> None:
+        asked.append(1)
+        raise error
+
+    request = {"repo_id": "ada/demo", "token": None, "create_pr": False, "revision": None, "files": []}
+    pushing = _Push({**request, "wait": 0.001, "attempts": 3}, said.append)
+    with pytest.raises(OSError):  # noqa: PT011
+        pushing.again("the commit", ask)
+    assert [each["waiting"] for each in said] == waits
+    assert len(asked) == len(waits) + 1
 
 
 @pytest.mark.parametrize(("said", "seconds"), [("7", 7.0), ("3600", 60.0), ("²", 0.0), ("-1", 0.0), ("soon", 0.0)])

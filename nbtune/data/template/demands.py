@@ -18,6 +18,9 @@ from nbtune.data.template.tracked_str import Tracked, size
 
 _OBJECT, _PLACE = 64, 8  # bytes: of any value, of its place in a list
 _PIECE = 200  # bytes of a short text that remembers where it came from
+_MOST_BITS = 1 << 14  # of a number
+_SPACES = tuple(filter(str.isspace, map(chr, range(0x3001))))
+_BREAKS = tuple(one for one in _SPACES if len(f"a{one}a".splitlines()) > 1)
 _WIDE = ("center", "ljust", "rjust", "zfill", "expandtabs")
 _FORMAT = re.compile(r"\d{6}|\*")
 _WITHIN = re.compile(r":[^{}]*\{")  # a width that is another value
@@ -104,11 +107,16 @@ def check_operation(budget: Asked, operation: str, left: Any, right: Any) -> Non
                 budget.make(size(value) * (left.count("%") if isinstance(right, Mapping) else 1))
     elif operation == "*":
         if numbers:
-            budget.make((left.bit_length() + right.bit_length()) << 12)
+            _check_digits(left.bit_length() + right.bit_length())
         elif isinstance(left, int) or isinstance(right, int):
             times = left if isinstance(left, int) else right
             budget.make(max(0, times) * (size(left) + size(right)))
-    elif numbers and (left.bit_length() * abs(right)) > 1 << 14:
+    elif numbers:
+        _check_digits(left.bit_length() * abs(right))
+
+
+def _check_digits(bits: int) -> None:
+    if bits > _MOST_BITS:
         raise TemplateLimit("it makes a number of too many digits")
 
 
@@ -141,7 +149,8 @@ def check_method(budget: Asked, owner: Any, name: str, args: tuple[Any, ...]) ->
         budget.make(size(owner) * len(args[0]) + sum(map(size, args[0])))
     elif name in ("split", "rsplit", "splitlines"):
         seen = args[0] if args and isinstance(args[0], str) and args[0] else None
-        budget.make(_PIECE * (owner.count(seen) if seen else len(owner) // 2))
+        ends = [seen] if seen else _SPACES if name != "splitlines" else _BREAKS
+        budget.make(_PIECE * sum(map(owner.count, ends)))
     elif name in ("encode", "translate"):
         budget.make(_MOST_OF_LETTER * len(owner) + sum(map(_longest, args)) * len(owner))
 

@@ -150,6 +150,20 @@ def test_what_is_made_piece_by_piece_or_kept_is_bounded(template: str, monkeypat
         tracemalloc.stop()
 
 
+def test_numbers_of_usual_sizes_are_multiplied_as_often_as_a_long_chat_asks() -> None:
+    template = "{% for m in messages %}{{ loop.index * 1000 * 1000 }} {% endfor %}"
+    assert render_text(template, [{"role": "user", "content": ""}] * 9999).split()[-1] == "9999000000"
+    with pytest.raises(TemplateLimit, match="digits"):
+        render_text("{% set n = namespace(a=3) %}{% for i in range(20) %}{% set n.a = n.a * n.a %}{% endfor %}", [])
+
+
+@pytest.mark.parametrize("how", ["split()", "splitlines()", "split(' ')", "rsplit(' ', 3)"])
+def test_a_text_of_megabytes_may_be_split(how: str) -> None:
+    assert render_text(
+        "{{ messages[0].content." + how + "|length }}", [{"role": "user", "content": "words, " * 300_000}]
+    )
+
+
 def test_a_large_row_may_be_made_into_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "MOST_MADE", 1 << 18)
     template = "{% for m in messages %}{{ m.content.split('</think>')[-1]|trim ~ '\n' }}{{ m|tojson }}{% endfor %}"
