@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerControl, TrainerState, TrainingArguments
 
-from nbtune import events
 from nbtune.engine.foreign_facts import arguments_of
 from nbtune.engine.trainer_events import TrainerEvents
 from nbtune.engine.trainer_prompts import TrainerPrompts

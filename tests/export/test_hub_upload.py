@@ -194,7 +194,7 @@ def test_only_what_may_pass_is_tried_again_each_time_after_twice_as_long(status:
 
     request = {"repo_id": "ada/demo", "token": None, "create_pr": False, "revision": None, "files": []}
     pushing = _Push({**request, "wait": 0.001, "attempts": 3}, said.append)
-    with pytest.raises(OSError):  # noqa: PT011
+    with pytest.raises(OSError):
         pushing.again("the commit", ask)
     assert [each["waiting"] for each in said] == waits
     assert len(asked) == len(waits) + 1
