@@ -287,4 +287,25 @@ EXPORT = (
         "pass  # whatever",
         "export/test_heads_that_differ.py",
     ),
+    mutant(
+        "a-refusal-is-tried-again",
+        "export/hub_upload.py",
+        "if not left or not is_transient(error):",
+        "if not left:",
+        "export/test_hub_upload.py::test_only_what_may_pass_is_tried_again_each_time_after_twice_as_long",
+    ),
+    mutant(
+        "a-busy-hub-is-asked-at-one-pace",
+        "export/hub_upload.py",
+        "            wait *= 2\n",
+        "            wait *= 1\n",
+        "export/test_hub_upload.py::test_only_what_may_pass_is_tried_again_each_time_after_twice_as_long",
+    ),
+    mutant(
+        "what-somebody-else-pushed-is-taken-away",
+        "export/hub_upload.py",
+        'if not {*self.api.list_repo_files(self.repo)} - {".gitattributes"}:',
+        "if True:",
+        "export/test_hub_upload.py::test_a_new_repository_that_somebody_else_has_filled_stays",
+    ),
 )

@@ -173,4 +173,11 @@ SURFACE = (
         "needs = size * 0.55",
         "planner/test_gpu_sizes.py",
     ),
+    mutant(
+        "a-card-is-silent-of-rows-left-out",
+        "widgets/run_report.py",
+        "[*data, *left_out]",
+        "[*data]",
+        "widgets/test_run_report.py",
+    ),
 )
