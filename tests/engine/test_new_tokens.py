@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nbtune
 from nbtune.errors import NbtuneError, SpecError
-from nbtune.models.new_tokens import folder_of
+from nbtune.models.new_tokens import _rounded, folder_of, with_new_tokens
+from nbtune.spec import from_mapping
 from nbtune.widgets.row_inspection import Inspection
 from tests.engine.test_asked import trained
 from tests.support.family_cases import SIZES
@@ -191,3 +192,19 @@ def test_the_config_of_a_model_that_also_sees_keeps_its_other_counts(bases: dict
     made = json.loads((folder_of(str(place), ("<step>",)) / "config.json").read_text())
     assert made["vocab_size"] > config["vocab_size"]
     assert made["hears"] == {"vocab_size": 3}
+
+
+@pytest.mark.parametrize(
+    ("rows", "before", "made"),
+    [(65, 64, 128), (129, 128, 192), (17, 8, 24), (49153, 49152, 49216), (8, 7, 8), (64, 64, 64)],
+)
+def test_embeddings_stay_as_round_as_they_were(rows: int, before: int, made: int) -> None:
+    assert _rounded(rows, before) == made
+
+
+def test_rows_that_were_asked_for_are_trained_beside_new_ones(bases: dict[bool, str]) -> None:
+    adapter = {"type": "lora", "new_tokens": ["<step>"], "trainable_token_indices": [3, 5]}
+    spec = from_mapping({"model": bases[True], "data": "rows", "adapter": adapter})
+    trained_rows = with_new_tokens(spec).adapter.trainable_token_indices
+    assert trained_rows[:2] == (3, 5)
+    assert len(trained_rows) == 3

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from nbtune.errors import HubError
-from nbtune.export.hub_upload import push_folder
+from nbtune.export.hub_upload import check_push, push_folder
 from tests.support.fake_hub import TOKEN, FakeHub
 
 PLACES = {
@@ -55,6 +55,20 @@ def test_an_answer_that_comes_byte_by_byte_is_given_up(hub: FakeHub, tmp_path: P
         push_folder(folder(tmp_path / "a"), "ada/demo", patience=3.0)
     assert sentence(found.value).startswith("the Hub stopped answering for 3 seconds")
     assert hub.files("ada/demo") == {}
+
+
+@pytest.mark.parametrize(
+    ("role", "repo", "whose"),
+    [("read", "ada/demo", "ada's, to read only"), ("write", "bob/demo", "ada's")],
+)
+def test_a_token_that_may_not_write_there_is_named_before_anything_is_exported(
+    role: str, repo: str, whose: str, hub: FakeHub
+) -> None:
+    hub.role = role
+    with pytest.raises(HubError) as found:
+        check_push(repo)
+    assert sentence(found.value) == f"this token may not write to {repo} (it is {whose})"
+    assert not [path for method, path, _ in hub.requests if method == "POST"]
 
 
 @pytest.mark.parametrize("link", ["sub/file", "other"])

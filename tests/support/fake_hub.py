@@ -66,7 +66,7 @@ class FakeHub:
     """The server; `repos`, `objects` (LFS) and `requests` (method, path, had it the token) may be looked at."""
 
     def __init__(self, token: str = TOKEN, user: str = "ada") -> None:
-        self.token, self.user = token, user
+        self.token, self.user, self.role = token, user, "write"
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.xorbs: list[bytes] = []
@@ -221,7 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
     # --- what the Hub does ----------------------------------------------------------------------------------------
 
     def whoami(self, _body: bytes, _query: dict[str, str]) -> None:
-        self._send(200, {"type": "user", "name": self.hub.user, "orgs": [], "auth": {"type": "access_token"}})
+        auth = {"type": "access_token", "accessToken": {"displayName": "of a test", "role": self.hub.role}}
+        self._send(200, {"type": "user", "name": self.hub.user, "orgs": [{"name": "crew"}], "auth": auth})
 
     def create(self, body: bytes, _query: dict[str, str]) -> None:
         want = json.loads(body)

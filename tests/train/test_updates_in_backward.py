@@ -290,3 +290,51 @@ def test_the_first_step_s_loss_is_said_once_though_its_norm_is_measured_before()
         told = stepper.update(0.5)
         assert told.loss.item() == 12.0
         assert told.norm.item() == 2.0
+
+
+@pytest.mark.parametrize(("kind", "moved"), [("embedding", 1.5), ("head", 0.25), ("matrix", 0.5)])
+def test_a_part_has_the_rate_that_it_is_told(kind: str, moved: float) -> None:
+    model = nn.Linear(2, 2, bias=False)
+    nn.init.constant_(model.weight, 3.0)
+    about: dict[str, Any] = {"weight_decay": [0.0], "kinds": [kind], "seed": 1, "device": model.weight.device}
+    stepper = BackwardStepper(
+        model,
+        _Push(),
+        "lion",
+        max_grad_norm=0.0,
+        args=OptimArgs(embedding_rate=3.0, head_rate=0.5),
+        **about,  # type: ignore[arg-type]
+    )
+    stepper.learning_rate = 0.5
+    stepper.accumulate(None, denominator=1.0, step=0, micro_step=0)  # type: ignore[arg-type]
+    assert torch.equal(3.0 - model.weight.detach(), torch.full((2, 2), moved))
+
+
+def test_a_run_that_goes_on_is_clipped_by_the_norm_of_the_step_before() -> None:
+    """And does not measure once more, as a first step does."""
+
+    def made() -> tuple[nn.Linear, BackwardStepper, list[int]]:
+        asked: list[int] = []
+
+        class Counted(_Push):
+            def __call__(self, model: nn.Module, batch: Any, **more: Any) -> Any:
+                asked.append(1)
+                return super().__call__(model, batch, **more)
+
+        model = nn.Linear(2, 2, bias=False)
+        nn.init.constant_(model.weight, 3.0)
+        about: dict[str, Any] = {"weight_decay": [0.0], "kinds": ["matrix"], "args": OptimArgs(), "seed": 1}
+        about["device"] = model.weight.device
+        return model, BackwardStepper(model, Counted(), "adamw", max_grad_norm=1.0, **about), asked  # type: ignore[arg-type]
+
+    (first, before, _), (second, after, asked) = made(), made()
+    before.learning_rate = after.learning_rate = 0.5
+    before.accumulate(None, denominator=1.0, step=0, micro_step=0)  # type: ignore[arg-type]
+    before.update(0.5)
+    second.load_state_dict(first.state_dict())
+    after.load_state_dict(before.state_dict())
+    for stepper in (before, after):
+        stepper.accumulate(None, denominator=1.0, step=1, micro_step=0)  # type: ignore[arg-type]
+        stepper.update(0.5)
+    assert torch.equal(first.weight, second.weight)
+    assert len(asked) == 1
