@@ -260,10 +260,16 @@ def to_line(event: Event) -> str:
         body = {"v": VERSION, "type": event.type}
         for name in _FIELDS[type(event)]:
             body[name] = getattr(event, name)
-    for key, value in body.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            body[key] = str(value)
-    return json.dumps(body, ensure_ascii=True, separators=(",", ":"), allow_nan=False, sort_keys=True) + "\n"
+    return json.dumps(_plain(body), ensure_ascii=True, separators=(",", ":"), allow_nan=False, sort_keys=True) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Return a value without numbers that JSON has no word for, however deep they lie."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def from_line(line: str | bytes) -> Event:
@@ -308,7 +314,13 @@ def _whole(value: Any) -> int:
 def _numbers(value: Any) -> dict[str, Any]:
     if type(value) is not dict:
         raise TypeError("not names with numbers")
-    return {name: number if type(number) in (float, bool) else _whole(number) for name, number in value.items()}
+    return {name: _number(number) for name, number in value.items()}
+
+
+def _number(value: Any) -> float | int:
+    if value in ("nan", "inf", "-inf"):  # as `to_line` writes them
+        return float(value)
+    return value if type(value) in (float, bool) else _whole(value)
 
 
 def _texts(value: Any) -> dict[str, str]:

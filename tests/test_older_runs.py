@@ -93,7 +93,11 @@ def test_an_older_finished_run_is_not_resumed_but_repeated(unpacked, archive):
     assert list(again.history["loss"]) == pytest.approx(losses, rel=1e-3)
 
 
-@pytest.mark.parametrize("archive", ARCHIVES, ids=_name)
+@pytest.mark.parametrize(
+    "archive",
+    [pytest.param(a, marks=[] if "dpo" in a.name else pytest.mark.slow) for a in ARCHIVES],
+    ids=_name,
+)
 def test_an_older_runs_adapter_is_taken_home_and_answers(unpacked, archive, tmp_path):
     run, _ = unpacked(archive)
     run.export.adapter(tmp_path / "adapter")

@@ -103,8 +103,7 @@ Path("solutions.jsonl").write_text((json.dumps(solution) + "\\n") * 20)""",
     "how-to/watch.md": TRAINER,
 }
 SAMPLE = (
-    "tutorial/first-run.md", "how-to/command-line.md", "methods/sft.md", "methods/dpo.md", "methods/classification.md",
-    "methods/grpo.md",
+    "tutorial/first-run.md", "how-to/command-line.md", "methods/sft.md", "methods/classification.md",
 )  # fmt: skip
 
 

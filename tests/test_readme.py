@@ -119,6 +119,7 @@ def test_its_cell_and_python_run_as_they_stand_but_for_the_steps(hub: FakeHub, t
     assert "adapter_model.safetensors" in hub.files(_pushed_to(lines.python))
 
 
+@pytest.mark.slow
 def test_its_shell_lines_run_as_they_stand_but_for_the_steps(tmp_path: Path) -> None:
     lines = _lines().cut(steps=2)
     assert [line.split()[1] for line in lines.shell] == ["train", "export"]

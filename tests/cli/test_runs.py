@@ -186,6 +186,7 @@ def test_a_closed_terminal_stops_and_saves(folder: Path) -> None:
     assert (run.folder / "checkpoints" / f"step-{run.step:08d}").is_dir()
 
 
+@pytest.mark.slow
 def test_a_run_is_held_from_elsewhere_and_goes_on(folder: Path, capfd: Any) -> None:
     args = ["--name", "held", "--set", "steps=100000"]
     with training("train", "spec.yaml", *args, until="running step") as finish:
@@ -213,6 +214,7 @@ def test_losses_of_runs_beside_each_other(demo: dict[str, Any], capfd: Any) -> N
     assert call(capfd, "pause", "demo")[:2] == (0, ["demo is finished"])
 
 
+@pytest.mark.slow
 def test_a_detached_run_is_left_alone_and_can_be_watched(folder: Path, capfd: Any) -> None:
     done = subprocess.run(
         [
@@ -319,6 +321,7 @@ def test_losses_of_rows(demo: dict[str, Any], capfd: Any) -> None:
     assert sum("▸" in line for line in lines) == 4
 
 
+@pytest.mark.slow
 def test_the_script_of_a_run_trains_it_again(folder: Path, demo: dict[str, Any], capfd: Any) -> None:
     first = nbtune.attach("demo")
     code, lines, _ = call(capfd, "script", "demo")

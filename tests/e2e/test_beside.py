@@ -17,6 +17,7 @@ panel = monitor(run)
 panel"""
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_asked_from_its_monitor(notebook):
     page = notebook([RUN, "run.say(ev.State(state='finished', step=200))"])
     page.run(0)

@@ -52,6 +52,7 @@ def answered(panel, turns=1):
     expect(panel.get_by_role("button", name="Ask")).to_be_enabled()
 
 
+@pytest.mark.slow
 def test_both_answer_token_by_token_and_a_blind_vote_is_kept(notebook, lab):
     page = notebook([TRAIN + SHOW], width=900)
     page.run(0)

@@ -32,6 +32,7 @@ exporter(run)"""
 PROMPT = "Who are you, 3?"
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_and_one_is_exported(notebook, lab):
     page = notebook([TRAIN, "exporter(two)"], width=900)
     page.run(0)

@@ -100,9 +100,8 @@ class Clicker:
         self.clicks += 2  # the file, and "Open"
 
 
-@pytest.mark.parametrize(
-    "offered", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["as offered", "column by column"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("offered", [True, False], ids=["as offered", "column by column"])
 def test_a_csv_with_columns_of_ones_own_by_clicks_alone(notebook, tmp_path, offered):
     page = notebook(["%load_ext nbtune\n%finetune"], width=1400)
     click = Clicker(page.page)
@@ -130,6 +129,7 @@ def test_a_csv_with_columns_of_ones_own_by_clicks_alone(notebook, tmp_path, offe
     assert click.clicks <= 12
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_mended_by_a_click_and_every_key_is_found(notebook):
     page = notebook([CELL, "panel.spec"], width=1400)
     page.run(0)

@@ -52,6 +52,7 @@ def opened(notebook, cells, width=1400):
     return page, page.page.locator(PANEL)
 
 
+@pytest.mark.slow
 def test_no_runs_at_all_is_one_button(notebook):
     page, panel = opened(notebook, [RUNS])
     expect(panel).to_contain_text("No runs yet")
@@ -64,6 +65,7 @@ def test_no_runs_at_all_is_one_button(notebook):
     expect(panel.get_by_role("button", name="New run")).to_be_focused()
 
 
+@pytest.mark.slow
 def test_runs_of_every_kind_are_opened_compared_and_deleted(notebook):
     page, panel = opened(notebook, [SOME])
     rows = panel.locator("tbody tr")

@@ -18,6 +18,7 @@ panel = inspect(rows)
 panel"""
 
 
+@pytest.mark.slow
 def test_rows_are_turned_searched_and_read_otherwise(notebook):
     page = notebook([CELL, "print(panel.spec.train_on)"], width=900)
     page.run(0)

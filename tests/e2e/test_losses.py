@@ -22,6 +22,7 @@ NEXT = """new = losses.next.wait()
 print(new.state, new.step, new.spec.row_weights)"""
 
 
+@pytest.mark.slow
 def test_rows_are_sorted_and_opened_in_the_inspector(notebook):
     page = notebook([TRAIN, ENDS, NEXT], width=900)
     page.run(0)

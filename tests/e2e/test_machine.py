@@ -30,6 +30,7 @@ run.say(ev.State(state="running", total_steps=200))
 run.say(*[event for k in range(1, 201) for event in (made_up_step(k), device(k))])"""
 
 
+@pytest.mark.slow
 def test_memory_by_component_and_the_devices_share_are_drawn(notebook):
     page = notebook([RUN, SAY])
     page.run(0)

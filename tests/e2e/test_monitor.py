@@ -87,6 +87,7 @@ def test_a_run_from_its_cell_to_a_file(notebook, lab, record_property):
         assert np.isfinite(llama.logits(ids)).all()
 
 
+@pytest.mark.slow
 def test_pause_resume_and_a_second_view_and_tab(notebook):
     page = notebook([MEMORY, "panel", "run.go(pause=0.1)", "monitor(run)"])
     page.run(0)
@@ -120,6 +121,7 @@ def test_pause_resume_and_a_second_view_and_tab(notebook):
     wait_points(page, seen + 3)
 
 
+@pytest.mark.slow
 def test_it_reads_well_narrow_and_dark_and_shows_text_as_text(notebook):
     hostile = '<img src=x onerror="window.hacked=1"></script>\u202e\u200b $x^2$ ' + "w" * 300
     page = notebook(

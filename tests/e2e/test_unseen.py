@@ -50,6 +50,7 @@ def await_seen(page, seen):
         page.page.wait_for_timeout(50)
 
 
+@pytest.mark.slow
 def test_a_monitor_that_nobody_sees_costs_nothing_and_is_complete_when_it_is_seen_again(notebook, record_property):
     page = notebook([RUN, "\n".join(f"# line {k}" for k in range(200)), "panel"])
     page.run(0)

@@ -17,6 +17,7 @@ run = nbtune.finetune(data="rows", rows=globals(), steps=4000, name="wishes", ba
 run.monitor()"""
 
 
+@pytest.mark.slow
 def test_rate_sample_checkpoint_stop_now_and_back_to_a_checkpoint(notebook):
     page = notebook([CELL, "print(run.history.learning_rate.iloc[-1] < 2e-5, run.state)"])
     page.run(0)

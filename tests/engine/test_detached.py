@@ -72,6 +72,7 @@ assert moved.wait(240)
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_is_not_detached_is_stopped_and_saved_when_its_kernel_ends_in_order(start):
     run = start("near", steps=100_000)
     run.stop(wait=True)
@@ -95,6 +96,7 @@ def test_a_process_that_is_not_detached_is_stopped_and_saved_when_its_kernel_is_
     assert (run.folder / "checkpoints" / f"step-{again.step:08d}").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there are no hang-ups on Windows")
 def test_a_hang_up_stops_and_saves(start, until):
     run = start("far", steps=100_000, detach=True)

@@ -222,6 +222,7 @@ def test_a_known_answer_is_reached(start: Any, method: str, seed: int) -> None:
     assert told.get("f1", 1.0) >= 0.95
 
 
+@pytest.mark.slow
 def test_what_is_pasted_of_a_reward_model_scores(start: Any) -> None:
     """Its card and its lines of code say what it is, and are no writer's."""
     from huggingface_hub import ModelCard

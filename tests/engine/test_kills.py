@@ -235,6 +235,7 @@ def _kill_over_and_over(lives: Lives, door: str, processes: int, kills: int, tmp
     )
 
 
+@pytest.mark.slow  # by chance; once and at a place of its own: test_run.py, test_detached.py
 @pytest.mark.parametrize("door", ["cli", "kernel"])
 def test_what_is_killed_leaves_nobody_behind_and_goes_on(lives, door, tmp_path):
     _kill_over_and_over(lives, door, 1, 1, tmp_path)

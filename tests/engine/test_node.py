@@ -139,7 +139,8 @@ def two_machines():
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("where", ["loopback", pytest.param("namespaces", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["loopback", "namespaces"])
 def test_two_machines_are_one_process(tmp_path: Path, where: str) -> None:
     if where == "namespaces" and not CAN_JOIN:
         pytest.skip("wants root and Linux's ip")

@@ -70,15 +70,17 @@ SCHEDULES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "restarts": ({"lr_scheduler_type": "cosine_with_restarts", "schedule": {"cycles": 3}},
                  {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 3}}),
 }  # fmt: skip
-QUICK = ("muon", "wsd")  # in `make test`, for all of them
+TOGETHER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "muon and wsd": (OPTIMIZERS["muon"][0] | SCHEDULES["wsd"][0], OPTIMIZERS["muon"][1] | SCHEDULES["wsd"][1]),
+}  # in `make test`, for all of them
 
 
 @pytest.mark.filterwarnings("ignore")  # trl's and transformers' own deprecations are not ours to mend
 @pytest.mark.parametrize(
     ("mine", "library"),
     [
-        pytest.param(*both, id=name, marks=[] if name in QUICK else [_SLOW])
-        for name, both in {**OPTIMIZERS, **SCHEDULES}.items()
+        pytest.param(*both, id=name, marks=[] if name in TOGETHER else [_SLOW])
+        for name, both in {**OPTIMIZERS, **SCHEDULES, **TOGETHER}.items()
     ],
 )
 def test_fifty_steps_are_the_librarys(tmp_path: Path, mine: dict[str, Any], library: dict[str, Any]) -> None:

@@ -72,8 +72,24 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("family", APART)
+OFTEN = [
+    ("llama", "accelerated"),
+    ("llama", "dpo"),
+    ("qwen2", "bf16"),
+    ("qwen2", "orpo"),
+    ("gemma2", "stock"),
+    ("gemma2", "bf16-stock"),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "way"),
+    [
+        pytest.param(family, way, marks=[] if (family, way) in OFTEN else pytest.mark.slow)
+        for family in APART
+        for way in WAYS
+    ],
+)
 def test_families_that_keep_documents_apart_train(train: Any, family: str, way: str) -> None:
     run = train(family, **WAYS[way]).wait()
     (found,) = said_of(run, events.Check)

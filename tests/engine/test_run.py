@@ -70,6 +70,7 @@ EXACT = {"steps": 10, "gradient_accumulation_steps": 2, "batch_size": 4, "adapte
 RESUME = "import sys, nbtune; nbtune.attach(sys.argv[1]).resume().wait()"
 
 
+@pytest.mark.slow
 def test_a_stopped_run_that_is_resumed_in_another_process_has_the_losses_of_one_that_never_stopped(start, until):
     whole = _losses(start("whole", **EXACT).wait())
     run = start("stopped", **EXACT)
@@ -158,6 +159,7 @@ def test_a_checkpoint_is_due_by_the_clock_too(start):
     assert (run.folder / "adapter" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_prints_nothing(tmp_path):
     done = subprocess.run([sys.executable, "-c", QUIET, str(tmp_path)], capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -17,7 +17,7 @@ STEP = events.Step(step=3, loss=1.0, memory_allocated=90, memory_peak=120, memor
 
 
 def test_a_run_says_once_a_second_what_holds_its_memory(start):
-    run = start(steps=200).wait()
+    run = start(steps=60).wait()
     told = [event for event in run.events() if isinstance(event, events.Device)]
     steps = {event.step: event for event in run.events() if isinstance(event, events.Step)}
     assert told

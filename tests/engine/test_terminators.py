@@ -32,7 +32,14 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=list(KINDS), ids=lambda name: name.replace(" ", "-"))
+OFTEN = ("another template than the base's", "no special token", "plain text")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow) for name in KINDS],
+    ids=lambda name: name.replace(" ", "-"),
+)
 def kind(request):
     return request.param
 

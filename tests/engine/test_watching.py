@@ -87,7 +87,7 @@ def of(run: Any, kind: type[Any]) -> list[Any]:
     return [event for event in run.events() if isinstance(event, kind)]
 
 
-@pytest.mark.parametrize("kind", ["plain", "grpo", *(pytest.param(k, marks=pytest.mark.slow) for k in ("sft", "dpo"))])
+@pytest.mark.parametrize("kind", ["plain", *(pytest.param(k, marks=pytest.mark.slow) for k in ("sft", "dpo", "grpo"))])
 def test_an_unmodified_trainer_is_a_run_with_the_losses_that_it_has_without_nbtune(kind: str, tmp_path: Path) -> None:
     measures = {"eval_strategy": "steps", "eval_steps": 2} if kind in ("sft", "dpo") else {}
     alone = make(kind, tmp_path / "out", **measures)
@@ -153,6 +153,7 @@ def test_what_a_trainer_fails_of_ends_the_run_and_an_interrupt_stops_it_with_its
         assert measure(run, lambda _: None).rows == 0
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_ends_the_watching_and_not_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_disk_that_is_full_ends_the_watching_and_not_the_training(
     assert trainer.state.global_step == 3
 
 
+@pytest.mark.slow
 def test_an_exception_that_somebody_swallows_ends_the_run_all_the_same(tmp_path: Path) -> None:
     trainer = make("plain", tmp_path / "out")
     run = nbtune.watch(trainer, "swallowed", tmp_path / "runs")
@@ -192,6 +194,7 @@ def test_an_exception_that_somebody_swallows_ends_the_run_all_the_same(tmp_path:
     assert run.state == "failed"
 
 
+@pytest.mark.slow
 def test_a_second_training_is_a_second_run_and_one_from_a_checkpoint_goes_on(tmp_path: Path) -> None:
     trainer = make("plain", tmp_path / "out", save_strategy="steps", save_steps=2, max_steps=4)
     first = nbtune.watch(trainer, "twice", tmp_path / "runs")

@@ -89,7 +89,7 @@ def test_a_pause_holds_in_the_middle_of_an_answer_which_goes_on(start, until):
             began = time.time()
             wish()
             until(run, lambda e, state=state, began=began: getattr(e, "state", "") == state and e.time >= began)
-            assert since(run, began, events.State, state=state) < 1
+            assert since(run, began, events.State, state=state) < 30  # not the minutes that the answer takes
             await_more()
             assert thread.is_alive()
     assert run.step == held
@@ -115,7 +115,7 @@ def test_any_other_wish_ends_an_answer_and_is_granted(start, until):
             wish()
             until(run, lambda e, kind=kind, began=began: isinstance(e, kind) and e.time >= began)
             if kind is not events.Sample:  # whose own answer takes its time
-                assert since(run, began, kind) < 1
+                assert since(run, began, kind) < 30
             thread.join(240)  # what was said so far is the answer
             assert not thread.is_alive()
             assert len(told) < 5000

@@ -70,7 +70,9 @@ def killed(base: Path, out: Path, kind: str, after: int) -> None:
     process.stdout.close()
 
 
-@pytest.mark.parametrize(("kind", "after"), [("gguf", 0), ("gguf", 20), ("merged", 9)])
+@pytest.mark.parametrize(
+    ("kind", "after"), [pytest.param("gguf", 0, marks=pytest.mark.slow), ("gguf", 20), ("merged", 9)]
+)
 def test_killed_and_done_again(kind: str, after: int, base: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     killed(base, out, kind, after)

@@ -207,6 +207,7 @@ def test_how_long_a_server_asks_to_wait(said: str, seconds: float) -> None:
     assert retry_after(error) == seconds
 
 
+@pytest.mark.slow
 def test_broken_uploads_leave_no_file_and_the_next_push_completes(folder: Path, tmp_path: Path) -> None:
     """huggingface_hub tries each six times, 23 s in all: the ways to break run side by side."""
 

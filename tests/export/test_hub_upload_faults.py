@@ -49,6 +49,7 @@ def sentence(error: HubError) -> str:
     return error.cause
 
 
+@pytest.mark.slow
 def test_an_answer_that_comes_byte_by_byte_is_given_up(hub: FakeHub, tmp_path: Path) -> None:
     hub.fail("POST", "/preupload/", how="loris")
     with pytest.raises(HubError) as found:

@@ -20,6 +20,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime.jit import JITFunction
 
+from nbtune.models import accelerate
+
 MODULES = tuple(module.name for module in pkgutil.iter_modules(nbtune_kernels.__path__))
 BLOCKS = tuple(f"nbtune.models.accelerate.{name}_epilogues" for name in ("triton", "lora"))
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
@@ -46,9 +48,11 @@ def record(capability: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[La
         options = {k: kwargs.pop(k) for k in OPTIONS if k in kwargs}
         launches.append(Launch(self, dict(zip(self.arg_names, args, strict=False)) | kwargs, options))
 
+    played = [importlib.import_module(name) for name in (*(f"nbtune_kernels.{name}" for name in MODULES), *BLOCKS)]
+    for found in pkgutil.iter_modules(accelerate.__path__, f"{accelerate.__name__}."):
+        importlib.import_module(found.name)  # one that is imported meanwhile would keep what is played here
     with monkeypatch.context() as patch:
-        for name in (*(f"nbtune_kernels.{name}" for name in MODULES), *BLOCKS):
-            module = importlib.import_module(name)
+        for module in played:
             for attribute, value in (
                 ("compute_capability", lambda _: capability),
                 ("processors", lambda _: 132),

@@ -30,8 +30,17 @@ def streamed(family: str, policy: Any, resident: int) -> tuple[Any, Any]:
 
 
 @pytest.mark.usefixtures("deeper")
-@pytest.mark.parametrize("policy", MEMORY_POLICIES)
-@pytest.mark.parametrize("resident", [0, 2, 5])
+@pytest.mark.parametrize(
+    ("policy", "resident"),
+    [
+        *((policy, 0) for policy in MEMORY_POLICIES),
+        *(
+            pytest.param(policy, resident, marks=[] if policy == often else pytest.mark.slow)
+            for resident, often in ((2, "selective"), (5, "recompute"))
+            for policy in MEMORY_POLICIES
+        ),
+    ],
+)
 def test_the_same_step_after_step(policy: Any, resident: int) -> None:
     batches = [batch(seed=s, length=n) for s, n in ((5, 13), (6, 9), (7, 11))]
     stock = make("qwen2")

@@ -21,13 +21,18 @@ interpreted = pytest.mark.skipif(not INTERPRETED, reason="run by test_under_the_
 @pytest.mark.skipif(INTERPRETED, reason="it is")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    "which", ["interpreted", pytest.param("every_policy and lora", marks=pytest.mark.slow, id="whole models")]
+    ("which", "marked"),
+    [
+        pytest.param("interpreted", "not slow", id="interpreted"),
+        pytest.param("interpreted", "slow", marks=pytest.mark.slow, id="other policies"),
+        pytest.param("every_policy and lora", "not slow and not gpu", marks=pytest.mark.slow, id="whole models"),
+    ],
 )
-def test_under_the_interpreter(which: str, repo: Path) -> None:
+def test_under_the_interpreter(which: str, marked: str, repo: Path) -> None:
     """This file, and accelerated models, by Triton's kernels: TRITON_INTERPRET=1 before they are imported."""
     files = [__file__, str(repo / "tests/models/test_accelerate.py")]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", *files, "-x", "-p", "no:cacheprovider", "-k", which],
+        [sys.executable, "-m", "pytest", *files, "-x", "-p", "no:cacheprovider", "-k", which, "-m", marked],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         cwd=repo,
         capture_output=True,
@@ -103,7 +108,9 @@ def test_late_shares_interpreted(act: str, tokens: int, width: int, rank: int) -
 
 
 @interpreted
-@pytest.mark.parametrize("policy", ["keep", "selective", "recompute"])
+@pytest.mark.parametrize(
+    "policy", ["selective", *(pytest.param(p, marks=pytest.mark.slow) for p in ("keep", "recompute"))]
+)
 def test_eight_bit_layers_with_late_shares_interpreted(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same losses and gradients as where each share is a pass of its own, and the kernels are what makes them."""
     from nbtune.models.accelerate import apply, fp8_linear, mlp_half

@@ -101,8 +101,13 @@ def four_bit_build(policy: Any = "keep", resident: int | None = None) -> Any:
     return built
 
 
-@pytest.mark.parametrize("policy", MEMORY_POLICIES)
-@pytest.mark.parametrize("resident", [0, 2])
+@pytest.mark.parametrize(
+    ("policy", "resident"),
+    [
+        *((policy, 0) for policy in MEMORY_POLICIES),
+        *(pytest.param(p, 2, marks=[] if p == "selective" else pytest.mark.slow) for p in MEMORY_POLICIES),
+    ],
+)
 def test_four_bits_that_travel(policy: Any, resident: int) -> None:
     batches = [batch(seed=s, length=n) for s, n in ((5, 13), (6, 9), (7, 11))]
     here, away = four_bit_build(), four_bit_build(policy, resident)

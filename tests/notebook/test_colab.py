@@ -33,13 +33,22 @@ def python(outside_environ: dict[str, str]) -> Path:
     return environment(outside_environ)
 
 
-@pytest.fixture(scope="module", params=HOSTS)
+@pytest.fixture(scope="module", params=["colab", pytest.param("kaggle", marks=pytest.mark.slow)])
 def kernel(request: pytest.FixtureRequest, python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     first = FOLDER / "kaggle" if request.param == "kaggle" else None
     with Kernel(tmp_path_factory.mktemp("kernel"), first=first, python=python) as made:
         modules = {"IPython" if name == "ipython" else name: BROUGHT[request.param][name] for name in NOTEBOOK}
         assert ast.literal_eval(made.value(f"{{n: __import__(n).__version__ for n in {list(modules)}}}")) == modules
+        assert (loaded := made.run(SETUP)).status == "ok", loaded.text
         yield made
+
+
+@pytest.fixture
+def trained(kernel: Kernel) -> Kernel:
+    """The same, in which a run named `first` has finished."""
+    if not [*(kernel.folder / "runs").glob("first-*")]:
+        assert (done := kernel.run(f"%%finetune --name first\n{BODY}steps: 3\n")).status == "ok", done.text
+    return kernel
 
 
 # What is installed stays -----------------------------------------------------------------------------------------
@@ -84,6 +93,7 @@ def _would_install(pip: list[Any], wheel: Path, environ: dict[str, str], report:
     return {each["metadata"]["name"].lower().replace("_", "-") for each in json.loads(report.read_text())["install"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", HOSTS)
 def test_an_install_there_replaces_nothing(
     host: str, python: Path, wheel: Path, outside_environ: dict[str, str], tmp_path: Path
@@ -100,6 +110,7 @@ def test_an_install_there_replaces_nothing(
     assert not [name for name in wanted if name.startswith(("nvidia", "cuda", "jupyter", "widgets"))]
 
 
+@pytest.mark.slow
 def test_what_is_in_the_environment_is_enough(
     python: Path, wheel: Path, outside_environ: dict[str, str], tmp_path: Path
 ) -> None:
@@ -116,8 +127,6 @@ def _of(message: dict[str, Any], panel: str) -> bool:
 
 
 def test_the_first_line_and_the_cell_with_its_monitor(kernel: Kernel) -> None:
-    loaded = kernel.run(SETUP)
-    assert loaded.status == "ok", loaded.text
     assert kernel.run(COLAB).text.count("custom widget manager") == 1
     done = kernel.run(f"%%finetune --name first\n{BODY}steps: 3\n")
     assert done.status == "ok", done.text
@@ -163,8 +172,10 @@ def test_the_form_plans_and_starts(kernel: Kernel) -> None:
     assert kernel.value("run.name, run.wait().state") == "('formed', 'finished')"
 
 
-def test_the_other_panels_come_up(kernel: Kernel) -> None:
-    for line in ("%nbtune data rows", "%nbtune chat first", "%nbtune compare first long", "%nbtune attach first"):
+def test_the_other_panels_come_up(trained: Kernel) -> None:
+    kernel = trained
+    kernel.run(f"%%finetune --name other\n{BODY}steps: 1\n")
+    for line in ("%nbtune data rows", "%nbtune chat first", "%nbtune compare first other", "%nbtune attach first"):
         shown = kernel.run(line)
         assert shown.status == "ok", f"{line}\n{shown.text}"
         assert len(shown.outputs(WIDGET)) == 1, line
@@ -172,8 +183,9 @@ def test_the_other_panels_come_up(kernel: Kernel) -> None:
     assert closed.status == "ok", closed.text
 
 
-def test_a_panel_that_no_page_answers_says_so(kernel: Kernel) -> None:
+def test_a_panel_that_no_page_answers_says_so(trained: Kernel) -> None:
     """ipywidgets 7 displays widgets on a way of its own."""
+    kernel = trained
     kernel.run("run.monitor()")
     told = kernel.until(
         lambda m: m["msg_type"] == "update_display_data" and "does not show" in m["content"]["data"]["text/plain"]
@@ -181,7 +193,8 @@ def test_a_panel_that_no_page_answers_says_so(kernel: Kernel) -> None:
     assert "text/html" in told["content"]["data"]
 
 
-def test_the_export(kernel: Kernel) -> None:
+def test_the_export(trained: Kernel) -> None:
+    kernel = trained
     done = kernel.run("%nbtune export first --gguf q8_0")
     assert done.status == "ok", done.text
     (file,) = (kernel.folder / "runs").glob("first-*/**/*.gguf")

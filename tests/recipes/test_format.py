@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.recipe import changed, copy_tree, python
 
 TRANSCRIPT = '''\
@@ -64,6 +66,7 @@ for data, words in (
 """
 
 
+@pytest.mark.slow
 def test_a_new_format_is_one_file(tmp_path: Path) -> None:
     tree = copy_tree(tmp_path)
     (tree / "nbtune/data/formats/transcript_format.py").write_text(TRANSCRIPT, encoding="utf-8")

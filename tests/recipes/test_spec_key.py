@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.recipe import changed, copy_tree, insert, python
 
 FIELD = """\
@@ -37,6 +39,7 @@ assert body_matches(["data: rows"], "no", {}) == ("no", ["note: "])
 """
 
 
+@pytest.mark.slow
 def test_a_new_key_is_one_field(tmp_path: Path) -> None:
     tree = copy_tree(tmp_path)
     insert(tree / "nbtune/spec/model.py", "trust_remote_code: bool", FIELD)

@@ -67,7 +67,9 @@ def test_odd_blocks(name: str) -> None:
     assert np.abs(y[4]).max() < 1e-5
 
 
-@pytest.fixture(scope="module", params=["llama", "phi3", "mixtral"])
+@pytest.fixture(
+    scope="module", params=["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("phi3", "mixtral"))]
+)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
     import transformers
 
