@@ -140,6 +140,16 @@ def test_utf_16_without_its_mark_is_read_and_said(text, encoding, tmp_path, monk
     assert [*source.rows[0].values()] == text.splitlines()[1].split(";")
 
 
-@pytest.mark.parametrize("data", [b"a\0b", b"abc\0\0\0\0def", "ab\0cd".encode("utf-16-le"), bytes(64)])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"a\0b",
+        b"abc\0\0\0\0def",
+        b"a text of words,\0and one zero in it",
+        b"a text of words \0and one zero in it",
+        "ab\0cd".encode("utf-16-le"),
+        bytes(64),
+    ],
+)
 def test_zeros_alone_are_no_utf_16(data):
     assert decode(data) == (data.decode(), "")

@@ -87,8 +87,8 @@ def test_what_would_be_large_is_refused_before_it_is_made(template: str) -> None
         tracemalloc.stop()
 
 
-TWICE = "{% set n = namespace(a=(1,), b=(1,), d={}) %}{% for i in range(40) %}"
-TWICE += "{% set n.a = (n.a, n.a) %}{% set n.b = (n.b, n.b) %}{% set n.d = dict(a=n.d, b=n.d) %}{% endfor %}"
+TWICE = "{% set n = namespace(a=(1,), b=(1,), d={}) %}{% for i in range(14) %}"
+TWICE += "{% set n.a = (n.a, n.a) %}{% set n.b = (n.b, n.b) %}{% set n.d = {'a': n.d, 'b': n.d} %}{% endfor %}"
 
 
 @pytest.mark.parametrize(

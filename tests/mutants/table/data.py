@@ -245,9 +245,9 @@ DATA = (
     ),
     mutant(
         "lists-within-lists-are-weighed-once",
-        "data/template/demands.py",
-        "            if total > most:\n                return total\n            if kind",
-        "            if kind",
+        "data/template/environment.py",
+        "            self.make(found)\n",
+        "            pass\n",
         "data/template/test_environment.py::test_few_lists_within_lists_are_not_written_out_or_compared_where_that_would_not_end",
     ),
     mutant(
