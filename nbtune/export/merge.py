@@ -211,6 +211,10 @@ class MergedModel:
         shape = self.shape(name)
         return self.rows(name, 0, shape[0] if shape else 1)
 
+    def number(self, name: str) -> float:
+        """Return the one number that a merged tensor holds."""
+        return float(next(self.chunks(name)).reshape(-1)[0])
+
     def chunks(self, name: str) -> Iterator[torch.Tensor]:
         """Yield a merged tensor, fp32, some rows at a time."""
         shape = self.shape(name)

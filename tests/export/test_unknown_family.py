@@ -49,14 +49,12 @@ def test_of_a_run_it_is_the_merged_model_and_the_commands(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("apertus", "makes the file of it"),
         ("opt", "does not name it"),
         ("phimoe", "a third of their range off"),
         *(
             pytest.param(name, words, marks=pytest.mark.slow)
             for name, words in (
                 ("gptj", "does not run it"),
-                ("dbrx", "makes the file of it"),
                 ("vaultgemma", "does not name it"), ("olmo_hybrid", "does not name it"),
                 ("recurrent_gemma", "does not name it"),
             )

@@ -390,6 +390,7 @@ CASES = {
     "cwm": Case("CwmConfig", {**SIZES, **WINDOWED, "rope_parameters": {**LLAMA3}}),
     "ministral": Case("MinistralConfig", {**SIZES, **WINDOWED}),
     "solar open": Case("SolarOpenConfig", {**ROUTED, "first_k_dense_replace": 0, "head_dim": 16, "pad_token_id": 0}),
+    "apertus": Case("ApertusConfig", {**SIZES, "rope_parameters": LLAMA3}),
     **{name: Case(*case) for name, case in NEWER.items()},
 }
 

@@ -107,4 +107,17 @@ VARIANTS = {
     "llama 4, unnormed": _other(
         "llama 4", num_local_experts=128, use_qk_norm=False, num_key_value_heads=1, num_hidden_layers=4
     ),
+    "apertus, yarn, tied": _other("apertus", rope_parameters=YARN, tie_word_embeddings=True, num_key_value_heads=1),
+    "dbrx, as wide as its experts": Case(
+        "DbrxConfig",
+        {
+            "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 128,
+            "attn_config": {"kv_n_heads": 1, "clip_qkv": 8.0, "rope_theta": 10000.0},
+            "ffn_config": {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 1, "hidden_size": 64},
+        },
+        "dbrx",
+    ),
+    "olmoe, of its class's width": Case(
+        "OlmoeConfig", {k: one for k, one in CASES["olmoe"].options.items() if k != "intermediate_size"}, "dbrx"
+    ),
 }  # fmt: skip

@@ -48,4 +48,13 @@ NEWER: dict[str, tuple[Any, ...]] = {
         "gemma",
         2.0,
     ),
+    "dbrx": (
+        "DbrxConfig",
+        {
+            "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 128,
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.5, "rope_theta": 20000.0},
+            "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2, "hidden_size": 64},
+        },
+        "dbrx",
+    ),
 }  # fmt: skip

@@ -106,6 +106,11 @@ def _part(
     return GgufTensor(name, tuple(made), chunks, name.endswith("bias"))
 
 
-def _block(source: str) -> str:
+def layer_of(source: str) -> int:
+    """Return the number of a weight's layer."""
     found = _LAYER.search(source)
-    return f"blk.{found[1] if found else 0}"
+    return int(found[1]) if found else 0
+
+
+def _block(source: str) -> str:
+    return f"blk.{layer_of(source)}"

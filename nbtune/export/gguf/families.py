@@ -177,6 +177,14 @@ FAMILIES: dict[str, Family] = {
         "qwen3moe", unbiased=_OUT, check=single.check_qwen3_moe, extra=single.extra_moe, moe=True, **_SWITCHED
     ),
     "smollm3": Family("smollm3", unbiased=_OUT_AND_MLP, check=single.check_smollm3, permute=True, window="switched"),
+    "apertus": Family(
+        "apertus",
+        factors=_LLAMA3,
+        head=True,
+        unbiased=("attn_",),
+        check=single.check_xielu,
+        keyed={f".act_fn.{one}": f"xielu.{one}" for one in ("alpha_p", "alpha_n", "beta", "eps")},
+    ),
     "arcee": Family("arcee", factors=_LLAMA3, unbiased=_OUT_AND_MLP, check=single.check_relu2, permute=True),
     "bloom": Family(
         "bloom",
@@ -213,6 +221,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "olmo3": Family("olmo2", unbiased=_OUT, head=True, check=single.check_olmo3, extra=single.sliding, windows=True),
     "seed_oss": Family("seed_oss", unbiased=_OUT_AND_MLP, check=single.check_llama),
+    "dbrx": Family(
+        "dbrx",
+        layer_norm=True,
+        check=routed.check_dbrx,
+        extra=routed.dbrx,
+        parts=routed.parts_dbrx,
+        moe=True,
+    ),
     "dots1": Family(
         "dots1", unbiased=_OUT, head=True, check=routed.check_dots, extra=routed.metadata, moe=True, names=routed.BIAS
     ),

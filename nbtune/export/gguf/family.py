@@ -9,7 +9,7 @@ from typing import Any
 
 from nbtune.errors import ExportError
 from nbtune.export.gguf import deepseek, states
-from nbtune.export.gguf.experts import is_stack, single_expert, split_stack
+from nbtune.export.gguf.experts import is_stack, layer_of, single_expert, split_stack
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.rope import rope_metadata, rope_tensors
 from nbtune.export.gguf.tensors import GgufTensor, Rows, mapped, parted, permuted, plain, stacked
@@ -44,6 +44,7 @@ class Family:
         windows: the architecture runs the family's sliding windows. (llama.cpp's "llama" and "qwen" know none, and it
             has switched off those of "phi3".)
         lacking: of the config and the names of tensors that are there: what llama.cpp asks for beside them.
+        keyed: how the names of small weights end that stand among a file's keys, one for each layer.
         note: what a person should know of such files.
         stack: of weights that lie one behind the other in a tensor of the file: its name, and which of them one is.
         scaled: of experts' last weights, the one whose numbers multiply what each returns, an adapter's part, too.
@@ -76,6 +77,7 @@ class Family:
     windows: bool = False
     rope: bool = True
     lacking: Callable[[Config, set[str]], list[GgufTensor]] | None = None
+    keyed: dict[str, str] = field(default_factory=dict)
     note: str = ""
     stack: Callable[[str], tuple[str, int] | None] | None = None
     scaled: Callable[[str], str] | None = None
@@ -118,6 +120,9 @@ class Family:
         if self.moe:
             writer.add_expert_count(config.same(*EXPERTS))
             writer.add_expert_used_count(config.same(*CHOSEN))
+        for end, key in self.keyed.items():
+            found = {source: model.number(source) for source in model.names if source.endswith(end)}
+            writer.add_array(key, [found[source] for source in sorted(found, key=layer_of)])
         if self.extra:
             self.extra(config, writer)
 
@@ -160,7 +165,12 @@ class Family:
         experts: dict[str, dict[int, str]] = {}
         for source in model.names:
             read = self._of_text(source)
-            if not read or _COMPUTED.search(read) or (config.tied and self.ties and read == "lm_head.weight"):
+            if (
+                not read
+                or read.endswith(tuple(self.keyed))
+                or _COMPUTED.search(read)
+                or (config.tied and self.ties and read == "lm_head.weight")
+            ):
                 continue
             if self.moe and deepseek.is_of_more_layers(config, source):
                 continue  # which predict further tokens

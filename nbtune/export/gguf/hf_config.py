@@ -24,6 +24,9 @@ class Config:
         self.model_type = str(raw.get("model_type", ""))
         text = raw.get("text_config")
         self.raw: dict[str, Any] = {**raw, **text} if isinstance(text, dict) else raw
+        if isinstance(inner := raw.get("ffn_config"), dict):  # DBRX
+            inner = {**(self._unsaid.get("ffn_config") or {}), **inner}
+            self.raw = {**inner, "moe_k": inner.get("moe_top_k"), "hidden_size": raw.get("d_model"), **self.raw}
         self.tied = bool(raw.get("tie_word_embeddings", self.raw.get("tie_word_embeddings", False)))
 
     def get(self, *keys: str, default: Any = None) -> Any:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+import torch
 
 from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.single_families import check_every_fourth, check_llama, refuse
+from nbtune.export.gguf.tensors import Rows
 from nbtune.export.merge import MergedModel
 
 BIAS = {
@@ -165,3 +169,30 @@ def llama4(config: Config, writer: Any) -> None:
 def width_llama4(config: Config, _: MergedModel) -> int:
     """Return how wide its MLPs without experts are."""
     return int(config.need("intermediate_size_mlp"))
+
+
+def check_dbrx(config: Config) -> None:
+    """Refuse what llama.cpp's DBRX computes otherwise."""
+    act = (config.get("ffn_act_fn", default={}) or {}).get("name", "silu")
+    refuse(config, act != "silu", f"the activation is {act!r}")
+    refuse(config, config.raw.get("moe_normalize_expert_weights", 1.0) != 1.0, "its experts' weights are not made one")
+
+
+def dbrx(config: Config, writer: Any) -> None:
+    """Write at what queries, keys and values are cut: at nothing where that is 0."""
+    writer.add_clamp_kqv(float((config.get("attn_config", default={}) or {}).get("clip_qkv") or 0.0))
+
+
+def parts_dbrx(model: MergedModel, config: Config, source: str) -> dict[str, Rows] | None:
+    """Return a layer's experts, which lie one under the other, as a stack; those that lead out lie turned."""
+    found = re.fullmatch(r"transformer\.blocks\.(\d+)\.ffn\.experts\.mlp\.(w1|v1|w2)", source)
+    if not found:
+        return None
+    experts, last = config.same("moe_num_experts"), found[2] == "w2"
+
+    def stack(weight: torch.Tensor) -> torch.Tensor:
+        each = weight.reshape(experts, -1, weight.shape[-1])
+        return each.transpose(1, 2).contiguous() if last else each
+
+    kind = {"w1": "gate", "v1": "up", "w2": "down"}[found[2]]
+    return {f"blk.{found[1]}.ffn_{kind}_exps.weight": stack}

@@ -209,6 +209,11 @@ def check_relu2(config: Config) -> None:
     refuse(config, act != "relu2", f"the activation is {act!r}")
 
 
+def check_xielu(config: Config) -> None:
+    act = config.get("hidden_act", default="xielu")
+    refuse(config, act != "xielu", f"the activation is {act!r}")
+
+
 def check_head_width(config: Config) -> None:
     """Refuse wider or narrower heads than all of the residual stream's width makes."""
     refuse(config, config.head_dim * config.heads != config.hidden, "its heads together are not as wide as the model")

@@ -218,3 +218,25 @@ def _routed(keys: Keys) -> dict[str, Any]:
         "n_group": keys.whole("expert_group_count", 1),
         "topk_group": keys.whole("expert_group_used_count", 1),
     }
+
+
+def dbrx(keys: Keys) -> dict[str, Any]:
+    heads = keys.whole("attention.head_count")
+    found = experts(keys)
+    return {
+        "d_model": keys.hidden,
+        "n_heads": heads,
+        "n_layers": keys.layers,
+        "max_seq_len": keys.whole("context_length"),
+        "attn_config": {
+            "kv_n_heads": keys.whole("attention.head_count_kv", heads),
+            "clip_qkv": keys.real("attention.clamp_kqv", 0.0) or None,
+            "rope_theta": keys.real("rope.freq_base", 10000.0),
+        },
+        "ffn_config": {
+            "ffn_hidden_size": found["moe_intermediate_size"],
+            "moe_num_experts": found["num_experts"],
+            "moe_top_k": found["num_experts_per_tok"],
+            "moe_normalize_expert_weights": 1.0,
+        },
+    }

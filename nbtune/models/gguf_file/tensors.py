@@ -35,6 +35,7 @@ from nbtune.untrusted import shortened
 _DTYPES = ("F32", "F16")  # what a file of mostly these becomes; a quantised one becomes BF16
 _STACK = re.compile(r"^(?P<start>.*\.)experts\.(?P<kind>gate_up_proj|up_proj|down_proj)$")
 _TURNED = re.compile(r"^model\.layers\.(?P<block>\d+)\..*\.experts\.(?P<kind>gate_up|down)_proj(?P<bias>_bias)?$")
+_KEYED = re.compile(r"model\.layers\.(\d+)\.mlp\.act_fn\.(alpha_p|alpha_n|beta|eps)")  # among a file's keys
 # How transformers' files call single experts' gates, ups and downs.
 _SINGLE = {
     **dict.fromkeys(("mixtral", "minimax_m2", "lfm2_moe"), ("w1", "w3", "w2")),
@@ -90,6 +91,7 @@ class Weight:
         shape: of it.
         dtype: safetensors' name.
         parts: what it is made of, one under the other.
+        given: the one number that it is, which is among the file's keys.
         change: done in fp32 with the whole of it, or with every `together` parts; None: it is as it is stored.
     """
 
@@ -99,6 +101,7 @@ class Weight:
     parts: tuple[Part, ...]
     change: Change | None = None
     together: int = 0
+    given: float | None = None
 
     @property
     def bytes(self) -> int:
@@ -107,6 +110,8 @@ class Weight:
 
     def jobs(self) -> Iterator[Callable[[], Any]]:
         """Yield what makes its numbers in fp32, some rows after the other; a changed one's are made as a whole."""
+        if self.given is not None:
+            yield lambda: np.full(1, self.given, np.float32)
         if self.change is None:
             for part in self.parts:
                 yield from part.jobs()
@@ -210,6 +215,8 @@ class _Making:
         """Return the weight, or weights, that one of the model's is in its files."""
         if name == "lm_head.weight" and self.config.tie_word_embeddings:
             return []
+        if found := _KEYED.fullmatch(name):
+            return [Weight(name, tuple(tensor.shape), "F32", (), given=self._number(int(found[1]), found[2]))]
         if self.kind in _TURNED_KINDS and (found := _TURNED.match(name)):
             return [self._turned(name, found, tuple(tensor.shape))]
         if found := _STACK.match(name):
@@ -223,6 +230,12 @@ class _Making:
         parts = self._parts(wanted, shape[::-1] if turned else shape)
         dtype = "F32" if len(shape) == 1 and parts[0].stored.encoding == "F32" else self.dtype
         return [Weight(own, shape, dtype, parts, turned_back if turned else self._change(wanted, shape))]
+
+    def _number(self, layer: int, kind: str) -> float:
+        numbers = self.header.items(f"xielu.{kind}", float)
+        if layer >= len(numbers) or not np.isfinite(numbers).all():
+            raise refused(self.header.place, f"its xielu.{kind} are no numbers of each layer")
+        return float(numbers[layer])
 
     def _own(self, name: str) -> str:
         """Return what transformers' files call a weight, or the beginning of one."""
@@ -254,6 +267,8 @@ class _Making:
                 f"altup_{'unembd_' if stream[1] else ''}proj.weight", (self.config.altup_num_inputs - 1, *shape)
             )
             return (Part(stack, int(stream[2]) * shape[0], shape[0]),), None
+        if under := re.fullmatch(r"transformer\.blocks\.(\d+)\.ffn\.experts\.mlp\.(w1|v1|w2)", name):
+            return self._one_under_the_other(int(under[1]), under[2], shape)
         if name.endswith(".linear_attn.in_proj_qkvz.weight"):
             keys, width, each = delta_sizes(self.config)
             rows = {"attn_qkv": keys * (2 * width + each), "attn_gate": keys * each}
@@ -266,6 +281,19 @@ class _Making:
             parts = [self._parts(f"{block}attn_{one}_b.weight", size)[0] for one, size in stacks.items()]
             return tuple(parts), latent_heads(heads, nope, value, latent)
         return None
+
+    def _one_under_the_other(
+        self, block: int, kind: str, shape: tuple[int, ...]
+    ) -> tuple[tuple[Part, ...], Change | None]:
+        """Return DBRX's experts, which lie so; those that lead out lie turned."""
+        experts = self.config.ffn_config.moe_num_experts
+        each = (shape[0] // experts, shape[1])
+        if kind != "w2":
+            stack = self._stack(f"blk.{block}.ffn_{'gate' if kind == 'w1' else 'up'}_exps.weight", (experts, *each))
+            return (Part(stack, 0, shape[0]),), None
+        stack = self._stack(f"blk.{block}.ffn_down_exps.weight", (experts, *each[::-1]))
+        change: Change = lambda weight: weight.reshape(experts, *each[::-1]).swapaxes(1, 2).reshape(shape)  # noqa: E731
+        return (Part(stack, 0, experts * each[1]),), change
 
     def _parts(self, wanted: str, shape: tuple[int, ...]) -> tuple[Part, ...]:
         stored = self._stored(wanted)

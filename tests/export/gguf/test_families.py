@@ -123,6 +123,19 @@ def test_caps_of_logits_are_those_of_the_config(
         ("AfmoeConfig", {**EXPERTS, "head_dim": 16, "num_experts": 4}, "not multiplied by the root"),
         ("MiniCPM3Config", {"scale_depth": 2.0, "num_key_value_heads": 4}, "scale_depth are not the released"),
         ("Ministral3Config", {"rope_parameters": {**MINISTRAL, "rope_type": "default"}}, "grow without yarn"),
+        (
+            "DbrxConfig",
+            {
+                "attn_config": {"rope_theta": 10000.0},
+                "ffn_config": {"moe_normalize_expert_weights": None, "hidden_size": 64},
+            },
+            "are not made one",
+        ),
+        ("Gemma4TextConfig", {"layer_types": ["full_attention"] * 2}, "all of one kind"),
+        ("Gemma3nTextConfig", {"laurel_rank": 32, "num_kv_shared_layers": 0}, "laurel_rank are not the released"),
+        ("Llama4TextConfig", {"num_hidden_layers": 4, "use_qk_norm": False}, "not normed as theirs"),
+        ("Llama4TextConfig", {"num_hidden_layers": 4, "no_rope_layers": [1, 0, 1, 0]}, "without rotary"),
+        ("Llama4TextConfig", {"num_hidden_layers": 4, "attention_chunk_size": 64}, "chunks of text"),
         ("FalconConfig", {"alibi": True, "num_hidden_layers": 1, "num_attention_heads": 4, "hidden_size": 64}, "ALiBi"),
     ],
 )
