@@ -14,7 +14,7 @@ from nbtune.spec.peers_names import ABSENT, ALIASES, INSTEAD, NESTED, VALUES
 
 VALUE: dict[str, Any] = {
     "model": "some/model", "steps": 7, "epochs": 2.0, "micro_batch_size": 2, "gradient_accumulation_steps": 3,
-    "batch_size": 6, "learning_rate": 1e-4, "lr_scheduler_type": "linear", "warmup_ratio": 0.1, "max_grad_norm": 0.5,
+    "batch_size": 6, "learning_rate": 1e-4, "lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "max_grad_norm": 0.5,
     "optim": "adamw_8bit", "sequence_len": 128, "packing": True, "seed": 3, "adapter.r": 8, "adapter.alpha": 32.0,
     "optim_args.beta1": 0.8, "optim_args.beta2": 0.95, "optim_args.eps": 1e-6, "optim_args.lora_b_rate": 16.0,
     "optim_args.embedding_rate": 0.1, "optim_args.in_backward": True, "schedule.warmup_steps": 2, "schedule.floor": 0.1,
