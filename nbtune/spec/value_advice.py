@@ -11,7 +11,6 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 _WORDS = {
-    "missing": "given",
     "string_type": "a text",
     "int_type": "a whole number",
     "int_parsing": "a whole number",

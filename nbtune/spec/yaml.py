@@ -215,8 +215,10 @@ def _explain(error: ValidationError, lines: Mapping[tuple[Any, ...], int], name:
         return _contradiction(shortened(in_words([first]), 300), lines, name)
     key = shortened(".".join(str(part) for part in _as_written(loc, lines)))
     message = shortened(in_words([each for each in errors if _loc(each) == loc]), 300)
-    got = None if first["type"] == "missing" else first.get("input")  # what it is missing in, then
+    got = first.get("input")
     not_this = f", not {shortened(shown(got))}" if shown(got) else ""
+    if first["type"] == "missing":
+        return SpecError(f"`{key}` is missing", place=_place(loc, lines, name), fix=_fix(loc, first, lines))
     reason = why_not(loc, got)
     cause = f"`{key}: {got}` is not there: {reason}" if reason else f"`{key}`: {message}{not_this}"
     return SpecError(cause, place=_place(loc, lines, name), fix=_fix(loc, first, lines))

@@ -70,9 +70,10 @@ def as_script(folder: Path) -> str:
 
 def as_snippet(folder: Path) -> str:
     """Write the few lines that use a run's model elsewhere, with transformers and peft alone."""
-    spec, adapter = read_spec(folder), _shown_adapter(folder)
+    spec, adapter = read_spec(folder), _where(folder / "adapter")
     model = spec.model
     own = "import nbtune\n" if model == "nbtune/tiny" else ""
+    system = "import os\n" if adapter.startswith("os.") else ""
     base = 'nbtune.models.resolve("nbtune/tiny")' if own else repr(model)
     name, ends = "", ""
     head = read_head(folder / "adapter")
@@ -82,25 +83,22 @@ def as_snippet(folder: Path) -> str:
         loaded = f"{model.removeprefix(VARIABLE)}  # as it was handed over"
     if (folder / "adapter" / "generation_config.json").is_file():  # answers end where the base's do not
         name = ", GenerationConfig"
-        ends = f"\nmodel.generation_config = GenerationConfig.from_pretrained({adapter!r})"
+        ends = f"\nmodel.generation_config = GenerationConfig.from_pretrained({adapter})"
     rows = rows_of(loadable(spec, folder).model) if spec.adapter.grows else None
     grown = "" if rows is None else f"base.resize_token_embeddings({rows})  # it knows more tokens now\n"
     return (
-        f"{own}from peft import PeftModel\n"
+        f"{system}{own}from peft import PeftModel\n"
         f"from transformers import {kind}, AutoTokenizer{name}\n\n"
         f"base = {loaded}\n{grown}"
-        f"model = PeftModel.from_pretrained(base, {adapter!r})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({adapter!r}){ends}"
+        f"model = PeftModel.from_pretrained(base, {adapter})\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({adapter}){ends}"
     )
 
 
-def _shown_adapter(folder: Path) -> str:
-    """Return the adapter's folder from the working folder on; of a run that lies elsewhere, from
-    its folder of runs on."""
-    try:
-        return (folder / "adapter").relative_to(Path.cwd()).as_posix()
-    except ValueError:
-        return f"{folder.parent.name}/{folder.name}/adapter"
+def _where(folder: Path) -> str:
+    """Return Python for a folder's path that holds from the working folder on: nobody's home is named in it."""
+    path = from_here(folder)
+    return f"os.path.expanduser({path!r})" if path.startswith("~/") else repr(path)
 
 
 def as_yaml(folder: Path) -> str:

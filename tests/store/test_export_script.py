@@ -11,7 +11,7 @@ import pytest
 
 from nbtune.data import resolve, snapshot
 from nbtune.spec import from_mapping, from_yaml
-from nbtune.store.export_script import as_script, as_yaml
+from nbtune.store.export_script import _where, as_script, as_yaml
 from nbtune.store.folder import create
 
 ROWS = [{"prompt": "Hi", "completion": "Ho"}]
@@ -70,3 +70,22 @@ def test_rows_through_a_function_of_the_notebook_are_repeated_from_the_folder(tm
     script = as_script(folder)
     assert f"nbtune.repeat('runs/{folder.name}')" in script
     assert "function: change" in ast.get_docstring(ast.parse(script))
+
+
+@pytest.mark.parametrize("home", ["here", "nobody"])
+@pytest.mark.parametrize("cwd", ["here", "here/runs", "elsewhere"])
+def test_the_lines_that_use_a_run_name_its_folder_from_wherever_they_are_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str, cwd: str
+) -> None:
+    """NBTUNE_RUNS, a job's working folder: runs need not lie under where one is."""
+    import os
+
+    folder = tmp_path / "here" / "runs" / "demo-1" / "adapter"
+    folder.mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / home))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / home))
+    monkeypatch.chdir(tmp_path / cwd)
+    said = _where(folder)
+    assert Path(eval(said, {"os": os})).samefile(folder)  # noqa: S307 — the tests' own words
+    assert home == "nobody" or str(tmp_path / home) not in said

@@ -51,6 +51,9 @@ def what_to_say(source: str, columns: Sequence[str], sample: Sequence[Mapping[st
         sample: some rows.
         kind: of which kind the rows should be (`nbtune.methods.ROW_KINDS`).
     """
+    if _is_a_row(columns):
+        names = columns_of(kind) or "prompt, completion"
+        return f"the first line reads like a row: put one with names above it, such as `{names}`"
     if kind != "sft" and (wanted := columns_of(kind)):
         roles = ", ".join(f"{role.strip()}: …" for role in wanted.split(","))
         return f"say which of them are which: `columns: {{{roles}}}`"
@@ -64,6 +67,11 @@ def what_to_say(source: str, columns: Sequence[str], sample: Sequence[Mapping[st
     if len(columns) > 1:
         return f"say which of them holds the questions and which the answers: {_ASK}; or the texts: {_TEXTS}"
     return f"say what it is: {_TEXTS}, or give questions with their answers, as rows with two columns"
+
+
+def _is_a_row(columns: Sequence[str]) -> bool:
+    """Return whether what stands for names of columns reads like a row: the line with the names is missing."""
+    return any(name.rstrip().endswith(("?", "!", ".")) or len(name.split()) > 6 for name in columns)
 
 
 def proposal(columns: Sequence[str], sample: Sequence[Mapping[str, Any]], kind: str = "sft") -> dict[str, str]:

@@ -80,7 +80,12 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
     for role, column in spec.columns.items():
         if column not in columns and not (role in _MESSAGE_KEYS and _is_chat(name, columns, sample, spec)):
             with NbtuneError.about("columns", role):
-                raise SpecError(missing(role, column, columns), place=place, fix=near(column, columns))
+                fix = (
+                    f"write the role first: `columns: {{{column}: {role}}}`"
+                    if role in columns
+                    else near(column, columns)
+                )
+                raise SpecError(missing(role, column, columns), place=place, fix=fix)
     given = {role: column for role, column in usual.items() if column in columns} | dict(spec.columns)
     named_columns = Columns(columns, [without_missing(row) for row in sample], given, place, style)
     name = name or _guess(named_columns, kind)

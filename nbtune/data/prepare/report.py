@@ -20,7 +20,7 @@ NO_WEIGHT, BY_FUNCTION = "its weight in `row_weights` is 0", "left it out"
 """Reasons, or how they end, that are the spec's own wish."""
 EMPTY, ALIKE = "nothing in it would be trained (an empty answer or text)", "both answers are the same"
 LEFT_OUT = re.compile(r"[\d,]+ of [\d,]+ rows (?:is|are) left out")  # how `Report.left_out` begins
-_FIX = "check which column is the answer, `train_on`, and `sequence_len`"
+_FIX = "check which column is the answer (of messages: if any is by an `assistant`), `train_on`, and `sequence_len`"
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Any
 
 from nbtune.data.sources.compression import COMPRESSIONS, errors_of, first_bytes, unpack
 from nbtune.data.sources.encodings import decode, is_utf_16
+from nbtune.data.sources.json_slips import is_web_page
 from nbtune.data.sources.rows import (
     ArrowRows,
     ChainRows,
@@ -30,6 +31,11 @@ from nbtune.errors import DataError
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".md")
 _SHEETS = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 _SAVE_SHEET = "save its sheet as CSV (Excel: CSV UTF-8), and give that file"
+_BY_HAND = {
+    **dict.fromkeys((".docx", ".doc", ".odt", ".rtf", ".pdf", ".epub", ".html", ".htm"), "save its text as .txt"),
+    **dict.fromkeys((".zip", ".tar", ".7z", ".rar"), "unpack it, and name the file or the folder"),
+    **dict.fromkeys((".yaml", ".yml", ".xml", ".toml"), "write its rows as .jsonl, an object a line"),
+}
 _WORKBOOKS = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # what an .xlsx and an .xls begin with
 _UNDER = (  # what tools write a list of rows under
     "data", "rows", "train", "examples", "instances", "items", "records", "entries", "results", "samples",
@@ -62,6 +68,8 @@ def kinds_to_give(file: Path) -> str:
     """Return what to give in place of a file that is none of rows."""
     if _endings(file)[0] in _SHEETS:
         return _SAVE_SHEET
+    if how := _BY_HAND.get(_endings(file)[0]):
+        return how
     return f"give one of {', '.join(SUFFIXES)}, also with {', '.join(COMPRESSIONS)}"
 
 
@@ -69,7 +77,7 @@ def _kind(file: Path, name: str) -> tuple[str, str]:
     """Return (suffix, suffix of its packing) of a file of rows."""
     suffix, packed = _endings(file)
     if suffix not in SUFFIXES:
-        cause = f"files that end in `{suffix or file.name}` cannot be read"
+        cause = f"files that end in `{suffix}` cannot be read" if suffix else "its name has no ending, such as .jsonl"
         raise DataError(cause, place=name, fix=kinds_to_give(file))
     return suffix, packed
 
@@ -158,6 +166,9 @@ def _read_plain(data: bytes, suffix: str, name: str, at_most: int | None = None)
     """Return the rows of a CSV, or a text as one row, with a remark where its letters are a guess."""
     if data[:4] in _WORKBOOKS:
         raise DataError("it is a workbook or an archive, whatever it is called", place=name, fix=_SAVE_SHEET)
+    if is_web_page(data):
+        fix = "fetch the file itself: of a repository its raw form, of a page its text"
+        raise DataError("it is a page of the web (HTML)", place=name, fix=fix)
     try:
         text, remark = decode(data)
     except UnicodeDecodeError as error:
@@ -204,7 +215,8 @@ def _read_json(data: Any, name: str) -> Rows:
             )
             return rows_of(value, name) if columns else ListRows([value], name)
     if not isinstance(value, list):
-        raise DataError(f"it holds a {type(value).__name__}, not a list of rows", place=name, fix="write [ {…}, {…} ]")
+        held = "null" if value is None else "one value"
+        raise DataError(f"it holds {held}, not a list of rows", place=name, fix="write [ {…}, {…} ]")
     return ListRows(value, name)
 
 
@@ -241,7 +253,9 @@ def _read_csv(text: str, suffix: str, name: str, at_most: int | None = None) -> 
             lines.append(reader.line_num)
     except csv.Error as error:
         raise DataError(
-            f"this is not CSV: {error}", place=f"{name}, line {reader.line_num}", fix="check the quotes"
+            f"this is not CSV: {error}",
+            place=f"{name}, line {reader.line_num}",
+            fix="check the quotes: each that opens a cell closes it, and one inside is written twice",
         ) from None
     return ListRows(rows, name, lines)
 

@@ -17,9 +17,10 @@ from typing import Any
 
 from nbtune import hub_cache
 from nbtune.data.sources import row_function
+from nbtune.data.sources.address import read_address
 from nbtune.data.sources.dataset_folder import PACKED, files_of
 from nbtune.data.sources.files import SUFFIXES, read_files, read_head
-from nbtune.data.sources.rows import ListRows, Rows, Source
+from nbtune.data.sources.rows import Rows, Source
 from nbtune.data.sources.variables import first_of, is_rows, is_stream, rows_of, split_of
 from nbtune.data.sources.walk import files_under, here, is_pattern, matching
 from nbtune.errors import DataError, HubError, NbtuneError, SpecError
@@ -176,7 +177,7 @@ def _matches_file(name: str, base: Path) -> bool:
 def _file(spec: SourceSpec, name: str, base: Path) -> Source:
     if _URL.match(name):
         _check_no_part(spec, name, "an address")
-        return _url(spec, name)
+        return Source(name, "file", spec, lambda: read_address(name))
     path = here(name, base)
     matched = matching(name, base, name) if is_pattern(name) else []
     if path is not None and [file for file in matched if file != path]:
@@ -192,8 +193,6 @@ def _file(spec: SourceSpec, name: str, base: Path) -> Source:
         return _of_files("file", spec, name, [path], path.name)
     if matched:
         return _of_files("file", spec, name, matched, name)
-    if is_pattern(name):
-        raise DataError(f"no file matches `{shortened(name)}`", place="data", fix="check the pattern and the folder")
     raise _nothing(name, {}, base)
 
 
@@ -247,27 +246,6 @@ def saved_dataset(path: Path, name: str, split: str) -> Rows:
         cause = f"it is one saved split, and `{split}` is asked for"
         raise DataError(cause, place=name, fix="leave out `split`")
     return rows_of(split_of(loaded, split, name), name)
-
-
-def _url(spec: SourceSpec, name: str) -> Source:
-    def load() -> Rows:
-        import tempfile
-
-        import fsspec
-
-        end = Path(name.split("?")[0]).name
-        try:
-            with fsspec.open(name, "rb") as remote, tempfile.TemporaryDirectory() as folder:
-                local = Path(folder) / end
-                local.write_bytes(remote.read())
-                rows = read_files([local], end)
-                kept = ListRows(list(rows), end)
-                kept.remarks = getattr(rows, "remarks", [])
-                return kept
-        except (OSError, ValueError, ImportError) as error:
-            raise DataError(f"it cannot be fetched: {error}", place=name, fix="check the address") from error
-
-    return Source(name, "file", spec, load)
 
 
 def _hub(spec: SourceSpec, name: str) -> Source:
@@ -329,22 +307,43 @@ def _in_hub_cache(name: str) -> bool:
 
 
 def _nothing(name: str, namespace: Mapping[str, Any], base: Path | None) -> DataError:
-    variables = [key for key, value in namespace.items() if not key.startswith("_") and is_rows(value)]
-    near = difflib.get_close_matches(name, variables, n=1, cutoff=0.6)
-    if base is not None and base.is_dir():
-        folder, files = here(str(Path(name).parent), base), []
-        with suppress(OSError):  # no folder, or none that may be read
-            files = os.listdir(folder) if folder is not None else []
-        near += difflib.get_close_matches(Path(name).name, files, n=1, cutoff=0.6)
-    fix = f"did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else "check the name"
-    if not near and variables:
-        fix = f"variables with rows: {', '.join(f'`{v}`' for v in sorted(variables)[:8])}"
     if name in namespace:
         return DataError(
             f"the variable `{name}` is a {type(namespace[name]).__name__}, not rows, and no file is called so",
             place="data",
             fix="give a list of dicts, a DataFrame or a datasets.Dataset",
         )
+    if odd := re.search(r"[\t\n\r\f\b\a\v]", name):
+        fix = "put single quotes around it: between double quotes a `\\` begins a code"
+        return DataError(f"there is no file `{shortened(name)}`, with a {odd[0]!r} in it", place="data", fix=fix)
+    variables = [key for key, value in namespace.items() if not key.startswith("_") and is_rows(value)]
+    near = _nearest(name, variables)
+    if base is not None and base.is_dir():
+        folder, files = here(str(Path(name).parent), base), []
+        with suppress(OSError):  # no folder, or none that may be read
+            files = os.listdir(folder) if folder is not None else []
+        near += _nearest(Path(name).name, files)
+    what = "pattern" if is_pattern(name) else "name"
+    fix = (
+        f"did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else f"check the {what}{_looked_in(name, base)}"
+    )
+    if not near and variables:
+        fix = f"variables with rows: {', '.join(f'`{v}`' for v in sorted(variables)[:8])}"
     looks_like_file = name.lower().endswith(tuple(s + p for s in SUFFIXES for p in PACKED)) or "/" in name
+    if is_pattern(name):
+        return DataError(f"no file matches `{shortened(name)}`", place="data", fix=fix)
     missing = "no file" if looks_like_file else "no variable, file or set"
     return DataError(f"there is {missing} called `{shortened(name)}`", place="data", fix=fix)
+
+
+def _nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Return the name that is spelt most alike, whatever its capitals, if one is."""
+    plain = {each.casefold(): each for each in names}
+    return [plain[each] for each in difflib.get_close_matches(name.casefold(), plain, n=1, cutoff=0.6)]
+
+
+def _looked_in(name: str, base: Path | None) -> str:
+    """Return where a relative path was looked for, to stand behind what to check."""
+    if base is None or Path(name).is_absolute() or re.match(r"^(?:~|[A-Za-z]:[/\\])", name):
+        return ""
+    return f"; it was looked for in {shortened(str(base.absolute()), 120)}"

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from nbtune.data.sources.json_slips import json_slip
 from nbtune.data.sources.row_function import Change, ChangedRows
 from nbtune.errors import DataError
 from nbtune.folder_format import FORMAT
@@ -388,9 +389,5 @@ def parse_json(raw: bytes, place: Callable[[], str]) -> Any:
     except RecursionError:
         raise DataError("it is nested too deeply", place=place(), fix="flatten the row") from None
     except ValueError as error:
-        shown = raw[:40].decode(errors="replace")
-        raise DataError(
-            f"this is not JSON: {getattr(error, 'msg', error)} (it starts {shown!r})",
-            place=place(),
-            fix="write one JSON object a line",
-        ) from None
+        slip, fix = json_slip(raw, error)
+        raise DataError(f"this is not JSON: {slip}", place=place(), fix=fix) from None

@@ -195,7 +195,7 @@ REFUSED: dict[str, tuple[Any, type[NbtuneError], str]] = {
     "half of each, alone": ({"source": ROWS, "weight": 2, "prompt": "x"}, SpecError, "half a source"),
     "a slip of the pen": ([{"source": "x", "wieght": 2}], SpecError, "no key `wieght`"),
     "a source with a foreign key": ({"source": "x", "foo": 2}, SpecError, "no key `foo`"),
-    "no source": ({"weight": 2}, SpecError, "`data.source`: must be given"),
+    "no source": ({"weight": 2}, SpecError, "`data.source` is missing"),
 }
 
 
