@@ -73,6 +73,14 @@ def test_make_knows_the_targets_that_are_named(page: Path) -> None:
     assert named <= targets
 
 
+def test_the_readme_counts_the_families_that_the_table_counts() -> None:
+    counted = re.search(
+        r"\*\*(\d+ of \d+) are whole", (REPO / "docs/reference/families.md").read_text(encoding="utf-8")
+    )
+    assert counted is not None
+    assert f"[{counted[1]} families](docs/reference/families.md)" in (REPO / "README.md").read_text(encoding="utf-8")
+
+
 def test_start_here_is_two_commands() -> None:
     readme = (REPO / "README.md").read_text(encoding="utf-8")
     section = readme.split("## Start here")[1].split("\n## ")[0]

@@ -90,7 +90,7 @@ def test_what_is_in_it(wheel: Path) -> None:
     assert "nbtune/data/sources/builtin/json-answers.jsonl" in names
     assert {"nbtune/widgets/static/monitor.js", "nbtune/widgets/static/plotly.mjs.gz"} <= names
     assert "nbtune_kernels/__init__.py" in names
-    assert {"nbtune/py.typed", "nbtune/__init__.pyi"} <= names
+    assert {"nbtune/py.typed", "nbtune/__init__.pyi", "nbtune_kernels/py.typed"} <= names
     assert not any(name.endswith((".pyc", ".ipynb")) or "node_modules" in name or "/tests/" in name for name in names)
     assert weights <= 8 * 2**20
     assert wheel.stat().st_size <= 12 * 2**20

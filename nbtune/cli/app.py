@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal
@@ -18,6 +19,8 @@ from nbtune.errors import NbtuneError
 app = typer.Typer(
     name="nbtune",
     help="Fine-tune language models: the same runs as in a notebook, from a shell.",
+    epilog="To begin: write `data: nbtune/json-answers` and `steps: 50` as two lines of spec.yaml, then "
+    "`nbtune train spec.yaml`. Exit 0: done; 1: the work failed, or was stopped; 2: the request was wrong.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -60,7 +63,7 @@ def _parameter(argument: Argument) -> inspect.Parameter:
     needed = not argument.spellings and "shell" not in argument.optional_in
     if argument.default is None and not needed:
         kind = kind | None
-    several = "..." if argument.many == "words" else ""
+    several = "..." if argument.many == "words" and argument.spellings else ""  # the parser puts them behind others
     facts: dict[str, Any] = {"help": argument.help, "metavar": (argument.metavar + several) or None}
     if argument.minimum is not None:
         facts["min"] = argument.minimum
@@ -90,5 +93,11 @@ def _completer(argument: Argument) -> Callable[..., list[str]]:
     return complete
 
 
+def _first_sentence(text: str) -> str:
+    """Return what a list of commands says of one: given so, it is not cut short."""
+    return re.split(r"(?<=\.)\s", text, maxsplit=1)[0]
+
+
 for _command in commands_of("shell").values():
-    app.command(name=_command.name, help=_command.help("shell"))(_function(_command))
+    _help = _command.help("shell")
+    app.command(name=_command.name, help=_help, short_help=_first_sentence(_help))(_function(_command))

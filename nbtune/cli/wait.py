@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -25,9 +26,21 @@ def until_ended(run: Any) -> None:
             stack.enter_context(following(run))
             run.wait()
         except KeyboardInterrupt:
-            say(f"stopping and saving {run.name}; once more to leave now")
-            run.stop()
-            run.wait()
+            try:  # the second may come as soon as this is said
+                say(f"stopping and saving {run.name}; once more to leave now")
+                run.stop()
+                run.wait()
+            except KeyboardInterrupt:
+                _leave(run.name)
+
+
+def _leave(name: str) -> None:
+    """End this process at once: its thread is within a step, and torch's own threads abort an interpreter that ends
+    around them."""
+    say(f"left {name}\n  → `nbtune resume {name}` goes on from its last checkpoint")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 @contextlib.contextmanager

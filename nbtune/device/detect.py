@@ -204,9 +204,11 @@ def choose_cards(gpus: Literal["all"] | int | tuple[int, ...], wanted: str) -> l
         return [0]
     if count > there or max(gpus if isinstance(gpus, tuple) else [0]) >= there:
         requested = f"{gpus} GPUs were" if isinstance(gpus, int) else f"GPU {max(gpus)} was"
-        raise PlanError(
-            f"{requested} asked for, torch finds {there}, from 0 on", fix="write `gpus: all`, or a smaller number"
+        fix = (
+            "write `gpus: all`, or a smaller number" if there else "leave `gpus` out; `nbtune doctor` says what is here"
         )
+        found = f"torch finds {there}, counted from 0" if there else "torch finds none here"
+        raise PlanError(f"{requested} asked for, {found}", fix=fix)
     return list(range(there)) if gpus == "all" else list(range(count)) if isinstance(gpus, int) else list(gpus)
 
 

@@ -5,6 +5,7 @@ Weights come from safetensors unless the spec trusts the model's own code; nothi
 
 import importlib
 import json
+import re
 import sys
 import threading
 from copy import deepcopy
@@ -61,6 +62,7 @@ def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False
         refuse_odd_files(folder, texts=_SMALL)
         refuse_odd_config(folder, model)
         return token_rows.filled(folder, resolve) if weights else folder
+    refuse_odd_name(model)
     if (file := gguf_of(model)) is not None:
         return folder_of(file, weights=weights)
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
@@ -72,6 +74,24 @@ def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False
     folder = _shared(model) or _download(model, weights, trust_remote_code)
     refuse_odd_config(folder, model)
     return folder
+
+
+def refuse_odd_name(model: str) -> None:
+    """Refuse what cannot be a model's name, and say what may be meant: no disk and no network is asked.
+
+    Raises:
+        SpecError: it is one of nbtune's own that is not there, an address, or has quotes around it.
+    """
+    shown = shortened(model)
+    if address := re.match(r"^https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", model):
+        raise SpecError(f"{shown} is an address", place="model", fix=f"write `model: {address[1]}`")
+    if "://" in model:
+        raise SpecError(f"{shown} is an address", place="model", fix="download it, and name its folder or GGUF file")
+    if model[:1] in "“”„‘’«»" or model[-1:] in "“”„‘’«»":
+        plain = model.strip("“”„‘’«»")
+        raise SpecError(f"{shown} has curly quotes around it", place="model", fix=f"write `model: {shortened(plain)}`")
+    if model.startswith("nbtune/"):
+        raise SpecError(f"nbtune has no model {shown}", place="model", fix=f"write `model: {EMBEDDED}`: there is one")
 
 
 def _shared(model: str) -> Path | None:

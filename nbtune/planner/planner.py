@@ -379,6 +379,6 @@ def _nothing_fits(spec: RunSpec, device: DeviceFacts, smallest: Fit, weights: Pl
     within = f", within {device.cap / 2**30:.1f} GiB by {device.cap_why}" if device.cap else ""
     return PlanError(
         f"it does not fit: the smallest way (activations {policy}, micro-batch {micro}) needs {need / 2**30:.1f} GiB, "
-        f"{device.name} has {available(device) / 2**30:.1f} GiB free{within}",
+        f"{device.name} has {available(device) / 2**30:.1f} GiB free, not all of which is given away{within}",
         fix=fix,
     )

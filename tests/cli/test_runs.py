@@ -173,6 +173,21 @@ def test_a_living_run_is_in_use_is_stopped_from_elsewhere_and_resumed_until_an_i
     assert again["step"] >= stopped["step"]
 
 
+def test_a_second_interrupt_leaves_with_a_word_and_exit_1(folder: Path) -> None:
+    steps_of_seconds = ["--set", "batch_size=2000", "--set", "micro_batch_size=2000", "--set", "steps=100000"]
+    with training("train", "spec.yaml", "--name", "left", *steps_of_seconds, until="running step") as finish:
+        process = finish.process  # type: ignore[attr-defined]
+        process.send_signal(signal.SIGINT)
+        while "once more to leave now" not in (line := process.stderr.readline()):
+            assert line, "it ended before it was told to"
+        process.send_signal(signal.SIGINT)
+        code, _, err = finish()
+    assert code == 1, err
+    assert "nbtune resume left" in err
+    assert "terminate" not in err
+    assert "Traceback" not in err
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there are no hang-ups on Windows")
 def test_a_closed_terminal_stops_and_saves(folder: Path) -> None:
     with training("train", "spec.yaml", "--name", "hung", "--set", "steps=100000", until="running step") as finish:
