@@ -53,9 +53,7 @@ NODES = flag(
     default=1,
     minimum=1,
 )
-NETWORK = flag(
-    "--network GBIT", "Gbit a second from each machine to the others; by default as they are sold.", kind=float
-)
+NETWORK = flag("--network GBIT", "Gbit a second to each of the others; by default as they are sold.", kind=float)
 TABLE = switch("--table", "What fits: lengths, rows at once, 16 or 4 bits, each with its memory and its speed.")
 JSON = switch("--json", "One JSON line a result on stdout.", doors=SHELL, why=_SHOWN)
 STAY = switch(
@@ -81,7 +79,7 @@ _TRAIN = Command(
     body=True,
     takes=(
         SPEC,
-        flag("--name NAME", "What the run is called.", default="run", offers="runs"),
+        flag("--name", "What the run is called.", default="run", offers="runs"),
         STAY,
         switch("--dry-run", "Show the plan, train nothing."),
         MACHINE,
@@ -149,7 +147,7 @@ _SUBMIT = Command(
         flag("--job TOOL,OPTIONS", "A file for skypilot, kubeflow or hf-jobs, which you send: skypilot,gpus=H100:8."),
         switch("--print", "Print the job's file, write and send nothing."),
         switch("--unsent", "Make the run's folder with the job's file in it, and leave the sending to you."),
-        flag("--name NAME", "What the run is called.", default="run", offers="runs"),
+        flag("--name", "What the run is called.", default="run", offers="runs"),
         STAY,
         SET,
         RUNS,
@@ -211,7 +209,7 @@ _CHAT = Command(
     function="nbtune.Run.chat",
     takes=(
         RUN,
-        flag("-p, --prompt TEXT", "Ask this and leave."),
+        flag("-p, --prompt", "Ask this and leave."),
         switch(
             "--base",
             "Ask the base model, without what was learnt.",
@@ -225,7 +223,7 @@ _CHAT = Command(
             doors=CELL,
             why="a shell asks one model at a time",
         ),
-        flag("--max-new-tokens N", "The answer's length at most.", kind=int, default=256),
+        flag("--max-new-tokens", "The answer's length at most.", kind=int, default=256),
         RUNS,
         JSON,
     ),
@@ -239,13 +237,7 @@ _LOSSES = Command(
     takes=(
         RUN,
         flag(
-            "-n, --count N",
-            "Rows that are shown of each end.",
-            kind=int,
-            default=10,
-            minimum=1,
-            doors=SHELL,
-            why=_SHOWN,
+            "-n, --count", "Rows that are shown of each end.", kind=int, default=10, minimum=1, doors=SHELL, why=_SHOWN
         ),
         flag(
             "--by",
