@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,7 +28,8 @@ def read_address(address: str) -> Rows:
     try:
         with _open(address) as remote, tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / (end or "rows")
-            local.write_bytes(remote.read())
+            with local.open("wb") as copy:
+                shutil.copyfileobj(remote, copy)
             rows = read_files([local], end or address)
             kept = ListRows(list(rows), end)
             kept.remarks = getattr(rows, "remarks", [])
