@@ -82,7 +82,7 @@ def measure(name: str, folder: Path, tokenizer_folder: Path, tokenizer: Any, cou
     expected = [tokenizer(text)["input_ids"] for text in texts]
     other = sum(a != b for a, b in zip(read, expected, strict=True))
     off = _difference(got, _logits(model, tokens))
-    explained = _difference(got, _logits(model, tokens)) if _use_half_gelu(model) else None
+    explained = _difference(got, _logits(model, tokens)) if use_half_gelu(model) else None
     return Seen(arch, count, other, off, explained)
 
 
@@ -103,7 +103,7 @@ class _HalfGelu(torch.nn.Module):
         return torch.where(x <= -10, torch.zeros_like(x), torch.where(x >= 10, x, table))
 
 
-def _use_half_gelu(model: Any) -> bool:
+def use_half_gelu(model: Any) -> bool:
     """Put llama.cpp's GELU in the place of the model's, and where it has gates begin; whether it has any."""
     for module in model.modules():
         if hasattr(module, "_gaussian_topk"):

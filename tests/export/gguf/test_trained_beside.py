@@ -15,7 +15,7 @@ from nbtune.export import ExportSource, LlamaRunner, export_gguf
 from nbtune.models.adapters import add_adapter, save_adapter
 from nbtune.models.first_values import as_the_base
 from nbtune.spec import AdapterSpec
-from tests.support.families import CASES, LIMIT, family_tokenizer
+from tests.support.families import CASES, LIMIT, family_tokenizer, use_half_gelu
 from tests.support.llama import llama_library
 from tests.support.tiny_models import save_model
 
@@ -25,7 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "biases of layers": {"r": 4, "bias": "lora_only", "target_modules": "all-linear"},
 }
 OFTEN = ("llama with biases", "qwen 1.5, 2, 2.5", "gpt-2", "phi 3", "gpt-neox, pythia")
-GELU_LIMIT = 5e-4  # of llama.cpp's table of GELU: tests/export/gguf/test_families.py
+EXPLAINED_LIMIT = 2e-4  # with llama.cpp's table of GELU in both: tests/export/gguf/test_families.py
 TEXT = "The people over there said: 2024 def return import lambda x"
 
 
@@ -78,7 +78,10 @@ def test_llama_cpp_says_what_was_learnt(
         pytest.skip(f"refused before a file is written: {refused}")
     with LlamaRunner(path, library=llama_library(), n_ctx=64) as llama:
         got = llama.logits(ids)
+    gelu = use_half_gelu(made)
+    if gelu:
+        with torch.no_grad():
+            expected = made(input_ids=torch.tensor([ids])).logits[0].numpy()
     off, learnt_ = (float(np.abs(one - expected).max() / np.ptp(expected)) for one in (got, before))
-    gelu = any("gelu" in type(module).__name__.lower() for module in made.modules())
-    assert off < (GELU_LIMIT if gelu else LIMIT)
+    assert off < (EXPLAINED_LIMIT if gelu else LIMIT)
     assert learnt_ > 10 * off, "what was learnt is in it"
