@@ -44,6 +44,7 @@ def test_a_few_panels_forwards_and_backwards(page: LivePage) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_all_panels_in_all_pairs_and_in_longer_orders(page: LivePage) -> None:
     widgets = panels(page, KINDS)
     found = {order: pale_in(page, widgets, order) for order in [*pairs(KINDS), *longer(KINDS, 40, 1)]}
