@@ -45,7 +45,7 @@ def save(model: Any, tokenizer: Any, folder: Path, base: str) -> None:
         TrainError: the disk is full, or not writable.
     """
     from nbtune.models import save_adapter
-    from nbtune.models.progress_bars import hidden_bars
+    from nbtune.models.transformers_state import hidden_bars
 
     try:
         with replace_folder(folder / SAVED) as fresh, hidden_bars():

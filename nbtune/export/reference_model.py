@@ -23,6 +23,7 @@ from nbtune.methods import METHODS
 from nbtune.models.adapter_targets import rounded_linears
 from nbtune.models.experts.stacks import round_stacks, rounded_pieces
 from nbtune.models.loading import keep_caps
+from nbtune.models.transformers_state import MAKING
 from nbtune.spec.placement import Placement
 
 _ROWS = 16
@@ -90,13 +91,14 @@ def reference_model(source: ExportSource, device: torch.device | str = "cpu") ->
     on_cpu = torch.device(device).type == "cpu"
     if source.adapter is not None:
         AdapterFile(source.adapter)  # refuses what makes peft import a module that the adapter names
-    model = AutoModelForCausalLM.from_pretrained(
-        str(source.base),
-        dtype=torch.float32 if on_cpu else "auto",
-        local_files_only=True,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    with MAKING:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(source.base),
+            dtype=torch.float32 if on_cpu else "auto",
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
     keep_caps(model)
     if source.weights.quantised:
         _round_linears(model, source.weights)

@@ -12,7 +12,7 @@ from nbtune.models.adapter_targets import Targets, leads_out, linear_names, targ
 from nbtune.models.first_values import beside_the_base, recall, remember
 from nbtune.models.first_values import check as check_first_values
 from nbtune.models.heads import SCORE, Head, head_of, write_head
-from nbtune.models.progress_bars import hidden_bars
+from nbtune.models.transformers_state import hidden_bars
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
 from nbtune.models import embedded
-from nbtune.models.progress_bars import hidden_bars
+from nbtune.models.transformers_state import hidden_bars
 from nbtune.untrusted import BadFile, load
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from nbtune.models import handed_over, token_rows
 from nbtune.models.config_numbers import refuse_odd_config
 from nbtune.models.four_bit import four_bit
 from nbtune.models.gguf_file.decoded import folder_of, gguf_in, gguf_of
-from nbtune.models.progress_bars import hidden_bars
 from nbtune.models.refusals import first_line, refusing
+from nbtune.models.transformers_state import MAKING, hidden_bars
 from nbtune.models.weight_checks import check_files, check_loaded, refuse_odd_files
 from nbtune.spec.placement import PLAIN, Placement
 from nbtune.untrusted import folder_named, shortened
@@ -286,7 +286,7 @@ def load_model(
     check_files(folder, model)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # other shapes are refused below, by name
-    with refusing(model):
+    with refusing(model), MAKING:
         config = library.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         _refuse_unless_text(config, model)
         packing, stacks = None, weights.format if weights.four_bit and weights.experts else ""
@@ -354,7 +354,7 @@ def from_config(
     import torch
 
     models = _transformers().AutoModelForCausalLM
-    with torch.device(_index(device)):
+    with MAKING, torch.device(_index(device)):
         model = models.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     keep_caps(model)
     return model  # type: ignore[no-any-return]

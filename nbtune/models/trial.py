@@ -14,7 +14,7 @@ from nbtune.models.adapters import add_adapter
 from nbtune.models.causal_check import refuse_unless_causal
 from nbtune.models.loading import load_model
 from nbtune.models.miniature import miniature
-from nbtune.models.progress_bars import hidden_bars
+from nbtune.models.transformers_state import hidden_bars
 from nbtune.spec.placement import PLAIN, Placement
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from nbtune.models.gguf_file.configs import config_of
 from nbtune.models.gguf_file.header import GgufHeader, is_gguf, parts_of, read_header, refused
 from nbtune.models.gguf_file.tensors import Weight, main_dtype, weights_of
 from nbtune.models.gguf_file.vocabulary import GgufVocabulary, check_as_loaded
+from nbtune.models.transformers_state import MAKING
 from nbtune.untrusted import from_here, open_file
 
 ABOUT = "gguf.json"  # what marks such a folder: the weights' headers, and where they come from
@@ -182,7 +183,7 @@ def _outline(header: GgufHeader) -> tuple[Any, Architecture]:
 
     config, architecture = config_of(header)
     try:
-        with torch.device("meta"):
+        with MAKING, torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32), architecture
     except Exception as error:  # whatever a model's class has against a stranger's numbers
         raise refused(header.place, f"its keys describe no model ({type(error).__name__})") from error

@@ -1,7 +1,12 @@
-"""transformers' progress bars, silenced: a run's thread never prints."""
+"""What transformers has once in a process: progress bars, which no run's thread shows, and torch's own functions and
+defaults, which it changes while it makes a model. Two threads that did so at once each missed weights that were there.
+"""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+MAKING = threading.RLock()  # held by the thread for which transformers makes a model
 
 
 @contextmanager
