@@ -216,11 +216,13 @@ def _explain(error: ValidationError, lines: Mapping[tuple[Any, ...], int], name:
     key = shortened(".".join(str(part) for part in _as_written(loc, lines)))
     message = shortened(in_words([each for each in errors if _loc(each) == loc]), 300)
     got = first.get("input")
-    not_this = f", not {shortened(shown(got))}" if shown(got) else ""
     if first["type"] == "missing":
-        return SpecError(f"`{key}` is missing", place=_place(loc, lines, name), fix=_fix(loc, first, lines))
-    reason = why_not(loc, got)
-    cause = f"`{key}: {got}` is not there: {reason}" if reason else f"`{key}`: {message}{not_this}"
+        cause = f"`{key}` is missing"
+    elif reason := why_not(loc, got):
+        cause = f"`{key}: {got}` is not there: {reason}"
+    else:
+        not_this = shortened(shown(got))
+        cause = f"`{key}`: {message}{f', not {not_this}' if not_this else ''}"
     return SpecError(cause, place=_place(loc, lines, name), fix=_fix(loc, first, lines))
 
 

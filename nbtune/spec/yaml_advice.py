@@ -140,7 +140,7 @@ def _of_a_second_colon(lines: list[str], number: int) -> Slip | None:
             number, "begin keys that belong together below each other", "it begins further right than the line above"
         )
     if ":" not in above:
-        return Slip(number - 1, f"{_PLAIN}", f"`{shortened(above.strip(), 60)}` is no `key: value`")
+        return Slip(number - 1, _PLAIN, f"`{shortened(above.strip(), 60)}` is no `key: value`")
     return None
 
 

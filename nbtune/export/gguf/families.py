@@ -135,7 +135,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": GEMMA3,
     "gemma3n": replace(GEMMA3N, within=True),
     "gemma3n_text": GEMMA3N,
-    "gemma4": replace(GEMMA4, within=True, instead=lambda config: replace(_gemma4(config), within=True)),
+    "gemma4": replace(GEMMA4, within=True),
     "gemma4_text": GEMMA4,
     "granite": Family("granite", factors=_LLAMA3, check=single.check_llama, extra=single.extra_granite, permute=True),
     "granitemoe": Family(
@@ -354,7 +354,7 @@ def _granite(config: Config) -> Family:
 
 
 def _gemma4(config: Config) -> Family:
-    return replace(GEMMA4, moe=bool(config.get("enable_moe_block")), instead=None)
+    return replace(GEMMA4, moe=bool(config.get("enable_moe_block")))
 
 
 def _nemotron(config: Config) -> Family:
@@ -376,7 +376,8 @@ def family_of(config: Config) -> Family:
             place=config.place,
             fix="`export --gguf` writes it merged, and says which of llama.cpp's commands makes the file of that.",
         )
-    family = family.instead(config) if family.instead else family
+    if family.instead:
+        family = replace(family.instead(config), within=family.within)
     if family.check:
         family.check(config)
     tokens = family.context(config)

@@ -10,6 +10,7 @@ from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.single_families import check_gemma, refuse
 from nbtune.export.gguf.tensors import GgufTensor, of_rows, unused
 from nbtune.export.merge import MergedModel
+from nbtune.models.gguf_file.gemmas import SHARED_FROM_3N, kinds_3n, sparse_3n
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 NAMES_4 = {
@@ -89,7 +90,6 @@ _OWN_3N = {
     "altup_num_inputs": 4, "altup_active_idx": 0, "laurel_rank": 64, "hidden_size_per_layer_input": 256,
     "altup_correct_scale": True,
 }  # fmt: skip
-_SPARSE, _SHARED_FROM = 10, 20  # layers: so many are sparse first, and from there on none has keys
 _NARROWEST = 4096  # an MLP: llama.cpp reckons a deviation with one number fewer, which is seen in narrower ones
 NOTE_3N = (
     "llama.cpp reckons by how much numbers of an MLP differ with one of them fewer than the model does: where its "
@@ -107,14 +107,16 @@ def check_3n(config: Config) -> None:
     refuse(config, bool(config.get("attention_bias")), "its attention has biases")
     for kind in (_FULL, _SLIDING):
         refuse(config, config.rope(kind)["rope_type"] != "default", "its rotary angles are scaled")
-    usual = [_SLIDING if (i + 1) % 5 else _FULL for i in range(config.layers)]
+    usual = kinds_3n(config.layers)
     refuse(config, list(config.get("layer_types", default=usual)) != usual, "its global layers are not every fifth")
     refuse(config, config.layers < 5, "no layer sees all of the text")
     shared = int(config.get("num_kv_shared_layers", default=0))
-    refuse(config, shared != max(config.layers - _SHARED_FROM, 0), f"not its layers from {_SHARED_FROM} on share keys")
-    sparse = [0.95 if i < _SPARSE else 0.0 for i in range(config.layers)]
+    refuse(
+        config, shared != max(config.layers - SHARED_FROM_3N, 0), f"not its layers from {SHARED_FROM_3N} on share keys"
+    )
+    sparse = sparse_3n(config.layers)
     said = config.get("activation_sparsity_pattern", default=sparse)
-    refuse(config, list(said) != sparse, f"not its first {_SPARSE} layers are sparse, by 0.95")
+    refuse(config, list(said) != sparse, f"not its first {sum(map(bool, sparse))} layers are sparse, by 0.95")
     refuse(config, config.same("intermediate_size") < _NARROWEST, f"its MLPs are narrower than {_NARROWEST}")
     refuse(config, not config.get("final_logit_softcapping", default=30.0), "it caps no logits")
 
@@ -147,6 +149,6 @@ def lacking_3n(config: Config, there: set[str]) -> list[GgufTensor]:
     keys, width = config.kv_heads * config.head_dim, config.head_dim
     shapes = {"attn_k": (keys, config.hidden), "attn_v": (keys, config.hidden), "attn_k_norm": (width,)}
     names = {
-        f"blk.{i}.{name}.weight": shape for i in range(_SHARED_FROM, config.layers) for name, shape in shapes.items()
+        f"blk.{i}.{name}.weight": shape for i in range(SHARED_FROM_3N, config.layers) for name, shape in shapes.items()
     }
     return [unused(name, shape) for name, shape in names.items() if name not in there]

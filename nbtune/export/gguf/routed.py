@@ -11,6 +11,7 @@ from nbtune.export.gguf.hf_config import Config
 from nbtune.export.gguf.single_families import check_every_fourth, check_llama, refuse
 from nbtune.export.gguf.tensors import Rows
 from nbtune.export.merge import MergedModel
+from nbtune.models.gguf_file.mixtures import CHUNK_LLAMA4, UNNORMED_LLAMA4
 
 BIAS = {
     r"model\.layers\.(\d+)\.mlp\.(?:e_score_correction|expert)_bias": r"blk.\1.exp_probs_b.bias",
@@ -126,9 +127,6 @@ def _sigmoid(config: Config, writer: Any, dense: int, scale: str) -> None:
     writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
 
 
-_CHUNK = 8192  # tokens of a chunk of Llama 4's text, and from how many on far queries grow: llama.cpp has it in itself
-
-
 def check_llama4(config: Config) -> None:
     """Refuse what llama.cpp's Llama 4 computes otherwise; chunks and growth, only where a text can be so long."""
     check_llama(config)
@@ -138,17 +136,19 @@ def check_llama4(config: Config) -> None:
     usual = [int((i + 1) % 4 != 0) for i in range(config.layers)]
     turned = list(config.get("no_rope_layers") or usual)[: config.layers]
     refuse(config, [int(bool(one)) for one in turned] != usual, "its layers without rotary are not every fourth")
-    normed = bool(config.get("use_qk_norm", default=True))
-    refuse(config, normed != (config.same("num_local_experts") != 128), "its queries and keys are not normed as theirs")
+    normed = config.same("num_local_experts") != UNNORMED_LLAMA4
+    odd = bool(config.get("use_qk_norm", default=True)) != normed
+    refuse(config, odd, "its queries and keys are not normed as theirs")
     every = _experts_every(config)
     refuse(config, _sparse(config) != list(range(every - 1, config.layers, every)), "experts come in no regular order")
-    chunk, floor = config.get("attention_chunk_size"), int(config.get("floor_scale", default=_CHUNK))
+    chunk, floor = config.get("attention_chunk_size"), int(config.get("floor_scale", default=CHUNK_LLAMA4))
     kinds = ["chunked_attention" if one else "full_attention" for one in usual]
-    odd = chunk != _CHUNK or list(config.get("layer_types", default=kinds)) != kinds
-    refuse(config, odd and config.context > min(chunk or _CHUNK, _CHUNK), f"its chunks of text are not of {_CHUNK}")
+    odd = chunk != CHUNK_LLAMA4 or list(config.get("layer_types", default=kinds)) != kinds
+    too_long = config.context > min(chunk or CHUNK_LLAMA4, CHUNK_LLAMA4)
+    refuse(config, odd and too_long, f"its chunks of text are not of {CHUNK_LLAMA4}")
     scale = float(config.get("attn_scale", default=0.1)) if config.get("attn_temperature_tuning", default=True) else 0.0
-    odd = (floor, scale) != (_CHUNK, 0.1)
-    refuse(config, odd and config.context >= min(floor, _CHUNK), "far tokens' queries grow otherwise")
+    odd = (floor, scale) != (CHUNK_LLAMA4, 0.1)
+    refuse(config, odd and config.context >= min(floor, CHUNK_LLAMA4), "far tokens' queries grow otherwise")
 
 
 def _sparse(config: Config) -> list[int]:

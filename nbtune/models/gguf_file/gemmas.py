@@ -75,14 +75,24 @@ SHARED_FROM_3N = 20
 _SPARSE = 10  # layers of a Gemma 3n whose MLPs are
 
 
+def kinds_3n(layers: int) -> list[str]:
+    """Return which of a Gemma 3n's layers see a window: all but every fifth."""
+    return [_SLIDING if (i + 1) % 5 else _FULL for i in range(layers)]
+
+
+def sparse_3n(layers: int) -> list[float]:
+    """Return how sparse the gates of each of a Gemma 3n's layers are."""
+    return [0.95 if i < _SPARSE else 0.0 for i in range(layers)]
+
+
 def gemma3n(keys: Keys) -> dict[str, Any]:
     """Return a Gemma 3n's settings."""
     theta = {_FULL: keys.real("rope.freq_base"), _SLIDING: keys.real("rope.freq_base_swa", 10000.0)}
     return {
         "hidden_activation": "gelu_pytorch_tanh",
-        "layer_types": [_SLIDING if (i + 1) % 5 else _FULL for i in range(keys.layers)],
+        "layer_types": kinds_3n(keys.layers),
         "num_kv_shared_layers": max(keys.layers - SHARED_FROM_3N, 0),
-        "activation_sparsity_pattern": [0.95 if i < _SPARSE else 0.0 for i in range(keys.layers)],
+        "activation_sparsity_pattern": sparse_3n(keys.layers),
         "vocab_size_per_layer_input": keys.header.tensors["token_embd.weight"].shape[0],
         "sliding_window": keys.whole("attention.sliding_window"),
         "final_logit_softcapping": keys.real("final_logit_softcapping", _USUAL_CAP),

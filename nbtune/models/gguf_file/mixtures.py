@@ -8,8 +8,8 @@ from nbtune.models.gguf_file.header import refused
 from nbtune.models.gguf_file.keys import Keys
 from nbtune.models.gguf_file.rotary import rope_parameters
 
-_CHUNK = 8192  # tokens of a chunk of Llama 4's text
-_UNNORMED = 128  # experts of the Llama 4 whose queries and keys are not normed
+CHUNK_LLAMA4 = 8192  # tokens of a chunk of its text, and from how many on far queries grow: llama.cpp has it in itself
+UNNORMED_LLAMA4 = 128  # experts of the Llama 4 whose queries and keys are not normed
 _SIGMOID = 2  # llama.cpp's number for routers that weigh by one
 DEEPSEEK_BITS = 6  # digits to which a factor is rounded that was written as one of ten in half of fp64
 
@@ -65,9 +65,9 @@ def llama4(keys: Keys) -> dict[str, Any]:
         **found,
         "intermediate_size_mlp": keys.whole("feed_forward_length"),
         "interleave_moe_layer_step": every,
-        "use_qk_norm": found["num_local_experts"] != _UNNORMED,
-        "attention_chunk_size": _CHUNK,
-        "floor_scale": _CHUNK,
+        "use_qk_norm": found["num_local_experts"] != UNNORMED_LLAMA4,
+        "attention_chunk_size": CHUNK_LLAMA4,
+        "floor_scale": CHUNK_LLAMA4,
         "pad_token_id": None,
     }
 
