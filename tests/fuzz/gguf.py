@@ -198,9 +198,9 @@ def _tensor(chance: random.Random, pieces: Pieces) -> str:
     if how == "turned":
         entry[1].reverse()
     elif how == "flat":
-        entry[1] = [chance.choice((1, entry[1][0]))]
+        entry[1] = [chance.choice((1, *entry[1][:1]))]
     elif how == "wider":
-        entry[1][-1] = chance.choice((entry[1][-1] * 2, 1 << 31, 1 << 62))
+        entry[1][-1:] = [chance.choice((*(2 * size for size in entry[1][-1:]), 1 << 31, 1 << 62))]
     elif how == "none":
         entry[1] = chance.choice(([], [0], [1, 1, 1, 1]))
     elif how == "encoding":

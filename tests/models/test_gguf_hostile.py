@@ -17,6 +17,7 @@ from nbtune.models.gguf_file.header import read_header
 from tests.fuzz.gguf import LIST, Pieces, good, text
 
 LLAMA, QWEN, MIXED = "llama 3, smollm, deepseek distilled", "qwen 3.5 moe", "deepseek v3"
+GEMMA, OSS = "gemma 3", "gpt-oss"
 
 
 def told(pieces: Pieces, key: bytes, value: object) -> None:
@@ -77,6 +78,9 @@ def test_lists_are_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         (LLAMA, b"llama.rope.dimension_count", (1 << 32) - 1, "do not fit its weights"),
         (LLAMA, b"llama.rope.dimension_count", 3, "do not fit its weights"),
+        (GEMMA, b"gemma3.rope.dimension_count", 8, "turns 8 numbers of a head, where a gemma3_text turns"),
+        (QWEN, b"qwen35moe.rope.dimension_count", 64, "64 numbers of a head turn, of 32"),
+        (OSS, b"gpt-oss.rope.dimension_count", 8, "of the 32 numbers of a head, not all"),
         (QWEN, b"qwen35moe.ssm.group_count", 7, "do not fit its weights"),
         (QWEN, b"qwen35moe.ssm.group_count", 0, "do not fit its weights"),
         (QWEN, b"qwen35moe.expert_used_count", 255, "num_experts_per_tok is 255, and num_experts 4: more than there"),

@@ -26,6 +26,7 @@ from nbtune.errors import DataError, SpecError
 from nbtune.models.gguf_file.architectures import Architecture
 from nbtune.models.gguf_file.configs import config_of
 from nbtune.models.gguf_file.header import GgufHeader, is_gguf, parts_of, read_header, refused
+from nbtune.models.gguf_file.rotary import check_turned
 from nbtune.models.gguf_file.tensors import Weight, main_dtype, weights_of
 from nbtune.models.gguf_file.vocabulary import GgufVocabulary, check_as_loaded
 from nbtune.models.transformers_state import MAKING
@@ -193,6 +194,7 @@ def _describe(header: GgufHeader, folder: Path) -> None:
     """Write config, tokenizer, and what the weights will be."""
     outline, architecture = _outline(header)
     weights = weights_of(header, outline, architecture)
+    check_turned(header, outline)
     vocabulary = GgufVocabulary(header, outline.config.vocab_size)
     fresh = hidden(folder, "tmp")
     fresh.mkdir()

@@ -51,6 +51,8 @@ def olmoe(keys: Keys) -> dict[str, Any]:
 
 
 def gpt_oss(keys: Keys) -> dict[str, Any]:
+    if (turned := keys.whole("rope.dimension_count", keys.head_dim)) != keys.head_dim:
+        raise refused(keys.header.place, f"it turns {turned:,} of the {keys.head_dim:,} numbers of a head, not all")
     return {
         **_local(keys),
         "sliding_window": keys.whole("attention.sliding_window"),

@@ -34,6 +34,10 @@ def rope_parameters(header: GgufHeader, head_dim: int, context: int, unsaid: flo
     arch = header.arch
     theta, turned = header.real(f"{arch}.rope.freq_base", unsaid), header.whole(f"{arch}.rope.dimension_count", 0)
     out: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
+    if turned > head_dim:
+        raise refused(
+            header.place, f"its keys do not fit its weights: {turned:,} numbers of a head turn, of {head_dim:,}"
+        )
     if turned:  # also where it is all of a head: for some families' configs a part is the default
         out["partial_rotary_factor"] = turned / max(head_dim, 1)
     turned = turned or head_dim
@@ -51,6 +55,25 @@ def rope_parameters(header: GgufHeader, head_dim: int, context: int, unsaid: flo
         own = {**out, "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         return {**own, **_yarn(header, factor)}
     raise refused(header.place, f"its rotary scaling {kind[:40]!r} is not known")
+
+
+def check_turned(header: GgufHeader, outline: Any) -> None:
+    """See that a model turns as many of a head's numbers as its file says: many classes turn all, whatever is said.
+
+    Args:
+        header: of the file.
+        outline: its model, whose weights are not looked at.
+
+    Raises:
+        SpecError: it turns more, or fewer.
+    """
+    key = f"{header.arch}.rope.dimension_count"
+    made = {2 * angles.shape[-1] for name, angles in outline.named_buffers() if name.endswith("inv_freq")}
+    if key in header.metadata and made and (said := header.whole(key)) not in made:
+        turned = " or ".join(map(str, sorted(made)))
+        raise refused(
+            header.place, f"it turns {said} numbers of a head, where a {outline.config.model_type} turns {turned}"
+        )
 
 
 def _yarn(header: GgufHeader, factor: float) -> dict[str, Any]:
