@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nbtune
@@ -101,6 +101,33 @@ def test_kubeflows_file_is_a_job_of_its_trainer(tmp_path: Path) -> None:
         import kubeflow_trainer_api.models as theirs
 
         assert theirs.TrainerV1alpha1TrainJob.from_dict(body).to_dict() == body
+
+
+@given(
+    nodes=st.integers(1, 40), gpus=st.integers(1, 16), device=st.sampled_from(["auto", "cpu"]),
+    more=st.fixed_dictionaries({}, optional={"namespace": st.just("team"), "runtime": st.just("torch-mine")}),
+)  # fmt: skip
+@settings(max_examples=15)
+def test_each_word_of_kubeflows_job_stands_where_its_trainer_reads_it(
+    nodes: int, gpus: int, device: str, more: dict[str, str]
+) -> None:
+    spec = from_mapping({"data": "rows", "device": device})
+    said = {"nodes": nodes, "gpus": gpus, "image": "a/b:1", "volume": "claim", **more}
+    asked = "kubeflow," + ",".join(f"{key}={value}" for key, value in said.items())
+    body = yaml.safe_load(job_files.job_of(asked, spec).text(Path("runs") / "demo-000000", spec))
+    limits = {} if device == "cpu" else {"resourcesPerNode": {"limits": {"nvidia.com/gpu": gpus}}}
+    assert body["spec"]["trainer"] == {
+        "image": "a/b:1", "numNodes": nodes, "numProcPerNode": gpus, **limits,
+        "command": ["python", "-m", "nbtune.engine.node", "/runs/demo-000000"],
+    }  # fmt: skip
+    assert body["spec"]["runtimeRef"] == {"name": more.get("runtime", "torch-distributed")}
+    assert body["metadata"] == {"name": "demo-000000"} | {k: v for k, v in more.items() if k == "namespace"}
+    [patch] = body["spec"]["runtimePatches"]
+    [job] = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    [volume], [container] = pod["volumes"], pod["containers"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "claim"}
+    assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/runs"}]
 
 
 def test_a_script_for_the_hub_carries_the_run_and_nobodys_name(tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
@@ -193,16 +220,19 @@ def test_who_teaches_or_judges_here_does_not_travel(
         job_files.refuse_what_stays(from_mapping({"data": "rows", **more}), ())
 
 
-def test_no_link_of_a_folder_travels(tmp_path: Path) -> None:
-    """It would be a link to another machine's file there."""
+def test_no_link_of_a_folder_travels_and_no_number_of_its_owner(tmp_path: Path) -> None:
+    """A link would lead to another machine's file there."""
     folder, spec = tmp_path / "demo-000000", from_mapping({"data": "rows"})
     folder.mkdir()
     (folder / "spec.yaml").write_text("data: rows\n")
     (folder / "link").symlink_to("/etc/hostname")
+    if os.geteuid() == 0:  # who is anybody else has an id that is not 0
+        os.chown(folder / "spec.yaml", 4321, 4322)
     text = job_files.job_of(HF_JOBS, spec).text(folder, spec)
     held = max((str(n.value) for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Constant)), key=len)
     with tarfile.open(fileobj=io.BytesIO(base64.b64decode(held))) as packed:
         assert packed.getnames() == ["demo-000000", "demo-000000/spec.yaml"]
+        assert {(m.uname, m.gname, m.uid, m.gid) for m in packed.getmembers()} == {("", "", 0, 0)}
 
 
 def test_an_option_that_is_given_twice_is_refused_and_so_are_two_tools(
