@@ -25,6 +25,7 @@ from nbtune.export.peft_adapter import AdapterFile, Target
 from nbtune.export.peft_export import WEIGHTS, without_machine_paths
 from nbtune.export.safetensors_reader import finite
 from nbtune.export.source import ExportedFile
+from nbtune.models.adapter_file import chosen
 from nbtune.models.tokenizer_files import copy_tokenizer, own_files
 from nbtune.store.folder import find, runs_root
 from nbtune.untrusted import harmless
@@ -70,7 +71,7 @@ def combine_adapters(
 
     with replace_folder(target, shared=True, marker="adapter_config.json", raises=ExportError) as part:
         save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
-        text = json.dumps(without_machine_paths(config), indent=2, sort_keys=True)
+        text = json.dumps(chosen(without_machine_paths(config)), indent=2, sort_keys=True)
         (part / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
         copy_tokenizer(folders[0], part)
     notes = _of_tokenizers(folders)

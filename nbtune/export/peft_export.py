@@ -13,6 +13,7 @@ from nbtune.errors import ExportError
 from nbtune.export.merge import write_generation
 from nbtune.export.safetensors_reader import Weights
 from nbtune.export.source import ExportedFile, ExportSource, base_name, read_json
+from nbtune.models.adapter_file import chosen
 from nbtune.models.tokenizer_files import copy_tokenizer, make_portable
 from nbtune.untrusted import is_machine_path
 
@@ -43,7 +44,7 @@ def export_adapter(source: ExportSource, out: Path, *, card: str | None = None) 
         numbers.must_be_finite()
     check_space(out, weights.stat().st_size, ExportError)
     with replace_folder(out, shared=True, marker="adapter_config.json", raises=ExportError) as part:
-        clean = {**without_machine_paths(config), "base_model_name_or_path": base_name(source)}
+        clean = {**chosen(without_machine_paths(config)), "base_model_name_or_path": base_name(source)}
         (part / "adapter_config.json").write_text(json.dumps(clean, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         _copy(weights, part / WEIGHTS)
         copy_tokenizer(source.tokenizer_folder, part)

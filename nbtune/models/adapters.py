@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
+from nbtune.models.adapter_file import chosen
 from nbtune.models.adapter_patterns import is_one_of, unfrozen
 from nbtune.models.adapter_targets import Targets, leads_out, linear_names, targets_of, turned
 from nbtune.models.first_values import beside_the_base, recall, remember
@@ -196,7 +197,7 @@ def save_adapter(
         config |= {"task_type": scores[0].task, "modules_to_save": [SCORE]}
     config["base_model_name_or_path"] = _public_name(base or config.get("base_model_name_or_path") or "")
     config["inference_mode"] = True
-    text = json.dumps({k: _plain(v) for k, v in config.items()}, indent=2, sort_keys=True)
+    text = json.dumps(chosen({k: _plain(v) for k, v in config.items()}), indent=2, sort_keys=True)
     (folder / "adapter_config.json").write_text(text + "\n")
     return folder
 
