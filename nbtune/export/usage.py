@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from nbtune.errors import ExportError
 from nbtune.export.source import ExportSource, read_json
 from nbtune.models.heads import Head, read_head
+from nbtune.models.pasted import auto_class, imports, loads
 from nbtune.models.token_rows import rows_of
 
 _GGUF_COMMANDS = """\
@@ -18,7 +19,7 @@ _ADAPTER = """\
 {imports}from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer{more}
 
-base = AutoModelForCausalLM.from_pretrained({base}, dtype="auto")
+base = {base}
 {grown}model = PeftModel.from_pretrained(base, "{repo}")
 {ends}tokenizer = AutoTokenizer.from_pretrained("{repo}")
 
@@ -27,7 +28,7 @@ answer = model.generate(**inputs, max_new_tokens=200)
 print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))"""
 
 _GROWN = """\
-base.resize_token_embeddings({rows})  # it knows more tokens now
+base.resize_token_embeddings({rows}, mean_resizing=False)  # it knows more tokens now
 """
 
 _ENDS = """\
@@ -54,13 +55,13 @@ print(write({prompt}, max_new_tokens=200)[0]["generated_text"])"""
 _HEAD_INPUTS = """\
 tokenizer = AutoTokenizer.from_pretrained("{repo}")
 {inputs}
-print(model(**inputs).logits, model.config.id2label)"""
+{shows}"""
 
 _HEAD_ADAPTER = """\
 {imports}from peft import PeftModel
 from transformers import {model}, AutoTokenizer
 
-base = {model}.from_pretrained({base}, num_labels={labels}, dtype="auto")
+base = {base}
 {grown}model = PeftModel.from_pretrained(base, "{repo}").eval()
 """
 
@@ -69,6 +70,32 @@ from transformers import {model}, AutoTokenizer
 
 model = {model}.from_pretrained("{repo}", dtype="auto").eval()
 """
+
+_TEXT = 'inputs = tokenizer({prompt}, return_tensors="pt")'
+
+_JUDGED_CHAT = """\
+chat = [{{"role": "user", "content": {prompt}}}, {{"role": "assistant", "content": "Hello! How can I help you?"}}]
+inputs = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)"""
+
+_REWARD = "print(model(**inputs).logits.item())"
+
+_OF_TEXT = """\
+scores = model(**inputs).logits[0].softmax(-1).tolist()
+print(dict(zip(model.config.id2label.values(), scores)))"""
+
+_LINES = """\
+lines = {lines}
+text = "".join(f"{{line}}\\n" for line in lines)  # what it says of a line stands at the line break
+inputs = tokenizer(text, return_tensors="pt")"""
+
+_OF_LINES = """\
+scores = model(**inputs).logits[0].softmax(-1).tolist()
+end = -1
+for line in lines:
+    end += len(line) + 1
+    print(line, dict(zip(model.config.id2label.values(), scores[inputs.char_to_token(end)])))"""
+
+_WORDS, _STEPS = '["Ada", "sails", "to", "Oslo", "."]', '["What is 2 + 3?2 + 3 is 5", "So it is 5"]'
 
 _MERGE = """\
 model.merge_and_unload().save_pretrained("{file}")
@@ -108,24 +135,20 @@ def usage(source: ExportSource, repo: str, base: str, *, file: str, prompt: str 
 
     chat, ends = _is_chat(source), generation_of(source) is not None
     asked = json.dumps(prompt or ("Hello" if chat else "Once upon a time"), ensure_ascii=False)
-    embedded = base == "nbtune/tiny"
-    imports = "import nbtune\n" if embedded else ""
-    loaded = (
-        f'nbtune.models.resolve("{base}")' if embedded else json.dumps(base or "THE-BASE-MODEL", ensure_ascii=False)
-    )
     rows = rows_of(str(source.base))
     grown = "" if rows is None else _GROWN.format(rows=rows)
     head = read_head(source.adapter or source.base)
+    loaded = loads(base or "THE-BASE-MODEL", head, 'dtype="auto"')
     if head is not None:
-        return _of_scores(head, imports, (loaded, grown), repo, asked, file)
+        return _of_scores(source, head, (imports(base), loaded, grown), repo, asked, file)
     adapter = _ADAPTER.format(
-        imports=imports,
+        imports=imports(base),
         more=", GenerationConfig" if ends else "",
         base=loaded,
         grown=grown,
         repo=repo,
         ends=_ENDS.format(repo=repo) if ends else "",
-        inputs=_CHAT.format(prompt=asked) if chat else f'inputs = tokenizer({asked}, return_tensors="pt")',
+        inputs=(_CHAT if chat else _TEXT).format(prompt=asked),
     )
     return Usage(
         adapter,
@@ -136,18 +159,20 @@ def usage(source: ExportSource, repo: str, base: str, *, file: str, prompt: str 
     )
 
 
-def _of_scores(head: Head, imports: str, base: tuple[str, str], repo: str, asked: str, file: str) -> Usage:
+def _of_scores(source: ExportSource, head: Head, base: tuple[str, str, str], repo: str, asked: str, file: str) -> Usage:
     """Return the lines that let a reward model or a classifier score a text: it writes none.
 
     Args:
-        base: what loads it, and the line that gives it new tokens.
+        base: what is imported for it, what loads it, and the line that gives it new tokens.
     """
-    told = {
-        "repo": repo,
-        "model": f"AutoModel{head.suffix}",
-        "inputs": f'inputs = tokenizer({asked}, return_tensors="pt")',
-    }
-    told |= {"imports": imports, "base": base[0], "grown": base[1], "labels": str(len(head.labels))}
+    if head.of == "token":
+        inputs, shows = _LINES.format(lines=_STEPS if source.method == "prm" else _WORDS), _OF_LINES
+    elif len(head.labels) == 1 and _is_chat(source):  # a reward, which is of an answer
+        inputs, shows = _JUDGED_CHAT.format(prompt=asked), _REWARD
+    else:
+        inputs, shows = _TEXT.format(prompt=asked), _REWARD if len(head.labels) == 1 else _OF_TEXT
+    told = {"repo": repo, "model": auto_class(head), "inputs": inputs, "shows": shows}
+    told |= {"imports": base[0], "base": base[1], "grown": base[2]}
     asks = _HEAD_INPUTS.format(**told)
     merged = _HEAD_MERGED.format(**told) + asks
     return Usage(_HEAD_ADAPTER.format(**told) + asks, _MERGE.format(file=file), merged, commands="", file=file)

@@ -13,6 +13,7 @@ from typing import Any
 from nbtune.atomic_io import read_json, write_text
 from nbtune.errors import SpecError, TrainError
 from nbtune.models.heads import read_head
+from nbtune.models.pasted import auto_class, imports, loads
 from nbtune.models.token_rows import rows_of
 from nbtune.planner.learning_rate import with_its_rate
 from nbtune.spec import RunSpec, SourceSpec, to_yaml
@@ -71,27 +72,26 @@ def as_script(folder: Path) -> str:
 def as_snippet(folder: Path) -> str:
     """Write the few lines that use a run's model elsewhere, with transformers and peft alone."""
     spec, adapter = read_spec(folder), _where(folder / "adapter")
-    model = spec.model
-    own = "import nbtune\n" if model == "nbtune/tiny" else ""
     system = "import os\n" if adapter.startswith("os.") else ""
-    base = 'nbtune.models.resolve("nbtune/tiny")' if own else repr(model)
-    name, ends = "", ""
     head = read_head(folder / "adapter")
-    kind = "AutoModelForCausalLM" if head is None else f"AutoModel{head.suffix}"
-    loaded = f"{kind}.from_pretrained({base}{'' if head is None else f', num_labels={len(head.labels)}'})"
-    if model.startswith(VARIABLE):
-        loaded = f"{model.removeprefix(VARIABLE)}  # as it was handed over"
-    if (folder / "adapter" / "generation_config.json").is_file():  # answers end where the base's do not
-        name = ", GenerationConfig"
+    name, ends = "", ""
+    if (folder / "adapter" / "generation_config.json").is_file() and spec.adapter.type != "full":
+        name = ", GenerationConfig"  # answers end where the base's do not; a whole model reads it itself
         ends = f"\nmodel.generation_config = GenerationConfig.from_pretrained({adapter})"
+    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({adapter}){ends}"
+    kind = auto_class(head)
+    head_line = f"from transformers import {kind}, AutoTokenizer{name}\n\n"
+    if spec.adapter.type == "full":  # the folder is the model
+        return f"{system}{head_line}model = {kind}.from_pretrained({adapter})\n{tokenizer}"
+    loaded = loads(spec.model, head)
+    if spec.model.startswith(VARIABLE):
+        loaded = f"{spec.model.removeprefix(VARIABLE)}  # as it was handed over"
     rows = rows_of(loadable(spec, folder).model) if spec.adapter.grows else None
-    grown = "" if rows is None else f"base.resize_token_embeddings({rows})  # it knows more tokens now\n"
+    more = f"base.resize_token_embeddings({rows}, mean_resizing=False)  # it knows more tokens now\n"
+    grown = "" if rows is None else more
     return (
-        f"{system}{own}from peft import PeftModel\n"
-        f"from transformers import {kind}, AutoTokenizer{name}\n\n"
-        f"base = {loaded}\n{grown}"
-        f"model = PeftModel.from_pretrained(base, {adapter})\n"
-        f"tokenizer = AutoTokenizer.from_pretrained({adapter}){ends}"
+        f"{system}{imports(spec.model)}from peft import PeftModel\n{head_line}base = {loaded}\n{grown}"
+        f"model = PeftModel.from_pretrained(base, {adapter})\n{tokenizer}"
     )
 
 

@@ -239,7 +239,7 @@ def test_what_is_pasted_of_a_reward_model_scores(start: Any) -> None:
             assert word.lower() not in card.lower().replace("text-generation", "")
     pasted = card_block(render_card(source, str(run.folder / "adapter"), "adapter"))
     said = subprocess.run([sys.executable, "-c", pasted], capture_output=True, text=True, check=True).stdout
-    assert "tensor([[" in said
+    assert float(said) == float(said)
     assert "AutoModelForSequenceClassification" in run.snippet()
     subprocess.run([sys.executable, "-c", run.snippet()], check=True, cwd=run.folder.parents[1])
 
