@@ -5,8 +5,7 @@
     python -m tests.tools.method_charts --take FILE              the figures of such a file, drawn
 
 `charts.json` keeps the figures of the last cell of each page, with a mark of the page's code: a test says when a page
-has changed since its chart was made. Those of grpo are means of ten steps each, of three runs of its cells on another
-machine (call 2 of 2026-11-30); `grpo` records one run of them, step by step.
+has changed since its chart was made. Those of grpo are means of ten steps each, of three runs of its cells.
 """
 
 from __future__ import annotations
@@ -30,6 +29,8 @@ PICTURES = method_pages.REPO / "docs" / "pictures" / "methods"
 OF_ROWS = {"pairs": ("accuracy",), "feedback": ("reward_good", "reward_bad")}
 COLOURS = ("#2f81d8", "#d5631f", "#1f9e77")  # seen on white and on black
 GREY = "#808890"
+SEEDS = {"grpo": (1, 3, 4)}  # runs a page, where its text speaks of several
+TEN = 10  # steps of which such a run shows the mean
 
 
 def shown(name: str, columns: Iterable[str]) -> tuple[str, ...]:
@@ -47,8 +48,23 @@ def shown(name: str, columns: Iterable[str]) -> tuple[str, ...]:
 
 
 def recorded(name: str, root: Path) -> dict[str, Any]:
-    """Run all code of a method's page; return the figures of its method's first run."""
-    text = method_pages.page_of(name).read_text(encoding="utf-8")
+    """Return the figures of the runs of a method's page, and the mark of its code."""
+    text, seeds = method_pages.page_of(name).read_text(encoding="utf-8"), SEEDS.get(name, ())
+    found = _figures(_run_of(name, text, root), name) if not seeds else {}
+    for seed in seeds:
+        (folder := root / str(seed)).mkdir()
+        (column,) = shown(name, (history := _run_of(name, text, folder, f"seed: {seed}\n").history))
+        points = [*history[column].items()]
+        tens = [points[at : at + TEN] for at in range(0, len(points), TEN)]
+        found[f"reward:seed {seed}"] = [
+            (int(ten[-1][0]), _short(sum(value for _, value in ten) / len(ten))) for ten in tens
+        ]
+        print(name, seed, "first five", sum(value for _, value in points[:5]) / 5, found[f"reward:seed {seed}"][-1])
+    return {"code": method_pages.cell_mark(text), **found}
+
+
+def _run_of(name: str, text: str, root: Path, more: str = "") -> Any:
+    """Run all code of a page, `more` in each of its cells; return its method's first run."""
     known: dict[str, Any] = {"nbtune": nbtune}
     before, made = Path.cwd(), None
     os.chdir(root)
@@ -56,7 +72,7 @@ def recorded(name: str, root: Path) -> dict[str, Any]:
         for block in method_pages.blocks_of(text):
             if block.startswith("%%finetune") and made is None:
                 first, body = block.split("\n", 1)
-                run = nbtune.finetune(from_yaml(body), name=first.split("--name")[1].strip(), rows=known).wait()
+                run = nbtune.finetune(from_yaml(body + more), name=first.split("--name")[1].strip(), rows=known).wait()
                 made = run if run.spec.method == name and "my-" in run.name else None
             elif block.startswith(("{", "%%")) or made is not None:
                 continue
@@ -65,7 +81,7 @@ def recorded(name: str, root: Path) -> dict[str, Any]:
     finally:
         os.chdir(before)
     assert made is not None, f"docs/methods/{name}.md has no cell of method {name}"
-    return {"code": method_pages.cell_mark(text), **_figures(made, name)}
+    return made
 
 
 def _figures(run: Any, name: str) -> dict[str, Any]:
