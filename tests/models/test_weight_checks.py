@@ -188,7 +188,11 @@ def test_what_stands_beside_a_language_model_is_left_out(whole: Path, tmp_path: 
     weights(lambda held: held.update(more, **{"model.layers.0.self_attn.masked_bias": torch.ones(1)}))(
         tmp_path / "model"
     )
-    load_model(str(tmp_path / "model"), dtype=torch.float32, device="cpu")
+    loaded, alone = (
+        load_model(str(folder), dtype=torch.float32, device="cpu").state_dict() for folder in (tmp_path / "model", whole)
+    )
+    assert loaded.keys() == alone.keys()
+    assert all(torch.equal(loaded[name], weight) for name, weight in alone.items())
 
 
 def test_four_bit_checkpoints_load_and_lack_nothing_silently(whole: Path, tmp_path: Path) -> None:
@@ -220,8 +224,13 @@ def test_whole_models_of_every_family_load(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_whole_models_load_rounded_to_four_bits(family: str, tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    make(family, None).save_pretrained(tmp_path)
-    load_model(str(tmp_path), dtype=torch.float32, device="cpu", weights=Placement(format="nf4"))
+    made = make(family, None).eval()
+    made.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), dtype=torch.float32, device="cpu", weights=Placement(format="nf4"))
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        stock, rounded = made(input_ids=ids).logits, loaded.eval()(input_ids=ids).logits
+    assert 0 < float((rounded - stock).norm() / stock.norm()) < 0.5, "rounded, and still this model"
 
 
 def test_the_embedded_model_is_whole() -> None:
