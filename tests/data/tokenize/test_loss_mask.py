@@ -104,3 +104,24 @@ def test_parts_without_text_are_refused(tokenizer: Any) -> None:
         with pytest.raises(DataError, match="part 0 of message 1"):
             trained(tokenizer, [Q, {"role": "assistant", "content": [part]}])
     assert trained(tokenizer, [Q, {"role": "assistant", "content": ["Say", {"text": 7}, "."]}]) == ["Say7." + END]
+
+
+TALK = [{"role": role, "content": f"{role[0]}{i}."} for i, role in enumerate(("system", *("user", "assistant") * 3))]
+ON = ("answers", "last_answer", ["user"], ["system", "user"], ["user", "assistant"], [])
+
+
+@pytest.mark.parametrize("policy", ["turn", "all", "last", "none"])
+@pytest.mark.parametrize("length", [2, 3, 6, 7])
+def test_ends_are_trained_as_the_policy_says_of_whatever_is_trained(tokenizer: Any, policy: str, length: int) -> None:
+    """Also of talks that end with a question, and where one message says for itself that it is trained, or not."""
+    own = [{**message, **({"train": i % 2 == 1} if i in (3, 4) else {})} for i, message in enumerate(TALK)]
+    for talk in (TALK[:length], TALK[1:length], own[:length]):
+        for on in ON:
+            roles = ("assistant",) if isinstance(on, str) else on
+            heard = [i for i, m in enumerate(talk) if m.get("train", m["role"] in roles)]
+            heard = heard[-1:] if on == "last_answer" else heard
+            with_end = {"turn": heard, "all": range(len(talk)), "last": heard[-1:], "none": []}[policy]
+            told = [(m["content"] if i in heard else "") + (END if i in with_end else "") for i, m in enumerate(talk)]
+            if on == "last_answer" and any("train" in m for m in talk):
+                continue  # what is trained by its own word is no answer that could be the last
+            assert trained(tokenizer, talk, on, terminators=policy) == [text for text in told if text], (talk, on)
