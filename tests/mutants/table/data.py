@@ -5,6 +5,7 @@ from tests.mutants.mutant import mutant
 _MASK = "data/tokenize/test_loss_mask.py"
 _SAMPLER, _PACKS = "data/batching/test_sampler.py", "data/batching/test_packed_losses.py"
 _MIX = "data/batching/test_mixture.py"
+_COLUMNS = "data/formats/test_columns.py"
 _DETECT, _PREFERENCE = "data/formats/test_detect.py", "data/formats/test_preference.py"
 
 DATA = (
@@ -305,5 +306,40 @@ DATA = (
         "if size > free_bytes(self._file):",
         "if size < 0:",
         "data/sources/test_stream.py",
+    ),
+    mutant(
+        "the-last-end-is-every-end",
+        "data/tokenize/loss_mask.py",
+        'or (terminators == "last" and number < len(kept) - 1):',
+        'or (terminators == "last" and number < len(kept) - 2):',
+        f"{_MASK}::test_ends_are_trained_as_the_policy_says_of_whatever_is_trained",
+    ),
+    mutant(
+        "a-weight-of-two-is-a-yes",
+        "data/formats/values.py",
+        "    if number not in (0, 1):",
+        "    if number < 0:",
+        _COLUMNS,
+    ),
+    mutant(
+        "a-missing-text-of-a-history-is-the-word-nan",
+        "data/formats/values.py",
+        '    if is_missing(value):\n        raise DataError(f"{what} is missing", fix="write its text")\n',
+        "",
+        _COLUMNS,
+    ),
+    mutant(
+        "a-pair-is-doubted-by-one-score",
+        "data/formats/preference_format.py",
+        "if _SCORE.search(name) and other != name and other in names:",
+        "if _SCORE.search(name) and other in names:",
+        _COLUMNS,
+    ),
+    mutant(
+        "one-good-piece-is-enough",
+        "data/formats/sft_format.py",
+        "if not isinstance(value, list) or not all(",
+        "if not isinstance(value, list) or not any(",
+        _COLUMNS,
     ),
 )

@@ -3,6 +3,7 @@
 from tests.mutants.mutant import mutant
 
 _METRICS, _HTML = "widgets/test_metrics.py", "widgets/test_html.py"
+_FITS = "spec/test_what_fits.py"
 
 SURFACE = (
     mutant(
@@ -179,5 +180,61 @@ SURFACE = (
         "[*data, *left_out]",
         "[*data]",
         "widgets/test_run_report.py",
+    ),
+    mutant(
+        "a-method-that-answers-takes-every-mix",
+        "spec/rewards.py",
+        '"mix": "mix" in spec.model_fields_set and spec.mix != type(spec.mix)(),',
+        '"mix": False,',
+        _FITS,
+    ),
+    mutant(
+        "an-optimizer-is-told-what-it-does-not-read",
+        "spec/learning.py",
+        '    _refuse("optim_args", args, (*kind.reads, *of_all), f"optimizer `{optim}`")\n',
+        "",
+        _FITS,
+    ),
+    mutant(
+        "first-values-of-16-bits-in-four",
+        "spec/adapter.py",
+        'if self.changes_base and self.type != "lora":',
+        'if self.changes_base and self.type == "ia3":',
+        _FITS,
+    ),
+    mutant(
+        "a-text-of-any-number-of-values",
+        "spec/yaml_loader.py",
+        "        self.nodes += 1\n",
+        "        self.nodes += 0\n",
+        _FITS,
+    ),
+    mutant(
+        "labels-may-be-one-twice",
+        "spec/loss_options.py",
+        "len({*spec.labels}) < max(2, len(spec.labels))",
+        "len(spec.labels) < 2",
+        _FITS,
+    ),
+    mutant(
+        "a-step-of-micro-batches-is-one-micro-batch",
+        "spec/loss_options.py",
+        "(spec.micro_batch_size or 0) * (spec.gradient_accumulation_steps or 1)",
+        "(spec.micro_batch_size or 0)",
+        _FITS,
+    ),
+    mutant(
+        "values-of-eighty-layers-are-as-of-any",
+        "spec/gguf_types.py",
+        'if role == "attn_v" and shape.layers == 80 and wanted in ("Q3_K", "Q4_K"):',
+        'if role == "attn_v" and shape.layers == 81 and wanted in ("Q3_K", "Q4_K"):',
+        "spec/test_gguf_types.py",
+    ),
+    mutant(
+        "the-last-eighth-of-a-model-is-not-felt",
+        "spec/gguf_types.py",
+        "layer >= 7 * shape.layers // 8",
+        "layer > 7 * shape.layers // 8",
+        "spec/test_gguf_types.py",
     ),
 )
