@@ -110,6 +110,39 @@ def test_without_limits_the_machine_counts(big_machine: Path) -> None:
     assert limits.core_limit() is None
 
 
+@pytest.mark.parametrize(
+    ("own", "above", "cores"),
+    [
+        ("50000 100000", "max 100000", 1), ("199000 100000", "max 100000", 1), ("250000 100000", "max 100000", 2),
+        ("400000 100000", "900000 100000", 4), ("400000 100000", "300000 100000", 3),
+        ("max 100000", "800000 50000", 16),
+        ("6300000 100000", "max 100000", 63), ("6400000 100000", "max 100000", None),
+        ("max 100000", "max 100000", None),
+    ],
+)  # fmt: skip
+def test_of_the_shares_of_a_group_and_those_above_it_the_smallest_counts_in_whole_cores(
+    big_machine: Path, monkeypatch: pytest.MonkeyPatch, own: str, above: str, cores: int | None
+) -> None:
+    """As many cores as there are, or more, are no limit, and none is said."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    write(big_machine, "0::/a/b\n", a__b__cpu_dot_max=own, a__cpu_dot_max=above)
+    limit = limits.core_limit()
+    assert (limit.value if limit else None) == cores
+    assert device.cpu_count() == (cores or 64)
+    said = limits.share_in_words()
+    assert said.startswith(f"{cores} cores (of 64 in the machine: " if cores else "64 cores, ")
+    assert said.endswith("200.0 GiB of 256.0 GiB RAM free")
+    write(big_machine, "0::/a\n", a__memory_dot_max=str(2 * GIB), a__memory_dot_current="0")
+    assert "container" in limits.share_in_words().partition("2.0 GiB of 2.0 GiB RAM free: ")[2]
+
+
+@pytest.mark.parametrize(("word", "threads"), [("4", 4), (" 3 ", 3), ("4,2", 4), ("", 0), ("many", 0), ("-1", 0)])
+def test_threads_that_the_environment_asks_for(word: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert limits.threads_wished() == 0
+    monkeypatch.setenv("OMP_NUM_THREADS", word)
+    assert limits.threads_wished() == threads
+
+
 @pytest.mark.parametrize("smaller", ["spec", "variable", "site", "container"])
 def test_the_smallest_limit_counts_and_is_named(
     big_machine: Path, monkeypatch: pytest.MonkeyPatch, smaller: str

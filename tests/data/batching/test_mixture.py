@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nbtune.data.batching.mixture import Mixture, epoch_order, mixture, quotas
@@ -232,3 +232,41 @@ def test_rows_of_like_length_go_together() -> None:
     assert abs(np.corrcoef(lengths, np.arange(len(lengths)))[0, 1]) < 0.3
     later = BatchPlan(data, micro_batch_size=8, seed=1, order="bucketed")
     assert [e for k in range(60, 126) for b in later.step(k) for e in b.examples] == seen[480:]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5), st.sampled_from([0.1, 1.0, 3.0]))
+@settings(max_examples=40)
+def test_shares_that_are_the_sizes_end_everything_at_once(rows: list[int], times: float) -> None:
+    """However a share is rounded: a source of 3 rows of 10, weighed 0.3, is exhausted by 10 draws and not by 9."""
+    data = dataset(rows, [4] * len(rows), [count * times + 0.0 for count in rows])
+    for stop in ("first_exhausted", "all_exhausted"):
+        made = mixture(data, MixSpec(stop=stop))
+        assert made.draws == sum(rows)
+
+
+def test_a_source_without_rows_takes_nothing_from_those_behind_it() -> None:
+    data = dataset([5, 0, 7], [10, 10, 10], [1.0, 4.0, 1.0])
+    for mix in (MixSpec(), MixSpec(temperature=2), MixSpec(by="tokens"), MixSpec(stop="all_exhausted")):
+        seen = np.bincount(data.source_of[draws(data, mix, 400)], minlength=3)
+        assert seen[1] == 0
+        assert min(seen[0], seen[2]) > 100
+    order = epoch_order(12, 5, 0, data.source_of, [1.0, 0.0, 1.0])
+    assert sorted(set(data.source_of[order].tolist())) == [0, 2]
+
+
+def test_rows_as_often_as_one_are_each_there_once() -> None:
+    data = dataset([3, 5], [10, 10], [1.0, 1.0])
+    for mix in (MixSpec(by="times"), MixSpec(), MixSpec(temperature=1), MixSpec(by="times", stop="once")):
+        seen = draws(data, mix, 8)
+        assert sorted(seen.tolist()) == list(range(8)), mix
+    doubled = dataset([3, 5], [10, 10], [2.0, 2.0])
+    assert np.bincount(draws(doubled, MixSpec(by="times"), 16), minlength=8).tolist() == [2] * 8
+
+
+def test_the_seed_decides_which_rows_of_a_source_come_first() -> None:
+    data = dataset([100, 100], [10, 10], [3.0, 1.0])
+    drawn = [epoch_order(40, seed, 0, data.source_of, [3.0, 1.0]) for seed in (1, 2, 1, None)]
+    chosen = [sorted(one.tolist()) for one in drawn]
+    assert (drawn[0] == drawn[2]).all()
+    assert chosen[0] != chosen[1]
+    assert chosen[3] == [*range(30), *range(100, 110)], "without one the first of each"
