@@ -51,6 +51,67 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path):
     assert os.listdir(target) == ["two"]
 
 
+def test_what_gets_a_name_is_on_the_disk_before_it(tmp_path, monkeypatch):
+    """Of a file, and of each file of a folder, all bytes: else a name may stay with nothing in it."""
+    file, folder, flushed = tmp_path / "file.json", tmp_path / "adapter", {}
+    really = os.fsync
+
+    def fsync(fd):
+        really(fd)
+        if not folder.exists() or not any(folder.rglob("new*")):
+            flushed[os.fstat(fd).st_ino] = os.fstat(fd).st_size
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    for _ in range(2):
+        write_json(file, {"a": 1})
+        assert flushed.pop(file.stat().st_ino) == file.stat().st_size
+    for _ in range(2):
+        with replace_folder(folder) as fresh:
+            (fresh / "deep").mkdir()
+            for name in ("new.bin", "deep/new.bin"):
+                (fresh / name).write_bytes(b"x" * 5000)
+        made = [path.stat() for path in folder.rglob("new*")]
+        assert [flushed.pop(about.st_ino) for about in made] == [5000, 5000]
+        discard(folder)
+
+
+def test_a_folder_that_cannot_take_its_name_leaves_the_old_one(tmp_path):
+    """Here since the new one is gone when it is to be named."""
+    target = tmp_path / "adapter"
+    for _ in range(2):
+        with replace_folder(target) as fresh:
+            (fresh / "weights").write_text("old")
+    with pytest.raises(FileNotFoundError), replace_folder(target) as fresh:
+        fresh.rename(tmp_path / "elsewhere")
+    assert (target / "weights").read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["adapter", "elsewhere"]
+
+
+def test_an_empty_folder_is_nobodys_and_one_with_the_marker_is_ours(tmp_path):
+    target = tmp_path / "out"
+    target.mkdir()
+    for text in ("one", "two"):
+        with replace_folder(target, marker="config.json", raises=ExportError) as fresh:
+            (fresh / "config.json").write_text(text)
+    assert (target / "config.json").read_text() == "two"
+
+
+def test_a_file_that_is_created_has_all_its_bytes_when_it_gets_its_name(tmp_path, monkeypatch):
+    really, seen = os.link, []
+
+    def link(source, target):
+        seen.append((source.read_bytes(), target.exists()))
+        really(source, target)
+
+    monkeypatch.setattr(os, "link", link)
+    assert create_file(tmp_path / "owner.json", b"mine", mode=0o600)
+    assert not create_file(tmp_path / "owner.json", b"theirs")
+    assert seen == [(b"mine", False), (b"theirs", True)]
+    assert (tmp_path / "owner.json").read_bytes() == b"mine"
+    assert (tmp_path / "owner.json").stat().st_mode & 0o777 == 0o600
+    assert os.listdir(tmp_path) == ["owner.json"]
+
+
 def test_json_is_never_read_half_while_it_is_written_over_and_over(tmp_path):
     path = tmp_path / "control.json"
     write_json(path, {"n": -1, "pad": "x" * 20_000})

@@ -189,7 +189,8 @@ def test_what_stands_beside_a_language_model_is_left_out(whole: Path, tmp_path: 
         tmp_path / "model"
     )
     loaded, alone = (
-        load_model(str(folder), dtype=torch.float32, device="cpu").state_dict() for folder in (tmp_path / "model", whole)
+        load_model(str(folder), dtype=torch.float32, device="cpu").state_dict()
+        for folder in (tmp_path / "model", whole)
     )
     assert loaded.keys() == alone.keys()
     assert all(torch.equal(loaded[name], weight) for name, weight in alone.items())
