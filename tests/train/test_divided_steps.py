@@ -7,11 +7,12 @@ its own size: what fp32 keeps of a weight is 3e-6 of these updates.
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +98,17 @@ class Short:
 
 
 def learnt(
-    method: Method, micro: int, packed: bool, ranks: Ranks | None = None, *, short: Short | None = None, rows: int = 0
+    method: Method,
+    micro: int,
+    packed: bool,
+    ranks: Ranks | None = None,
+    *,
+    short: Short | None = None,
+    rows: int = 0,
+    before: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Losses and figures of some steps, and what these add to the weights; `rows`: sequences of a step at most."""
+    """Losses and figures of some steps, and what these add to the weights; `rows`: sequences of a step at most;
+    `before`: is called before each micro-batch."""
     torch.manual_seed(0)
     model, outputs = _model().double().train(), len(method.labels) or 3
     if method.head:
@@ -113,6 +122,9 @@ def learnt(
     start = [p.detach().clone() for p in parameters]
     make = Stepper if ranks is None else lambda *a, **k: RankedStepper(ranks, *a, **k)
     stepper = make(model, loss, torch.optim.SGD(parameters), max_grad_norm=0.0, seed=1, device=CPU)
+    if before is not None:
+        accumulate = stepper.accumulate
+        stepper.accumulate = lambda *args, **more: (before(), accumulate(*args, **more))[1]
     control = MemoryControl()
     together = None if ranks is None else RankedControl(ranks, control)
     per_step = rows or (4 if packed else 8)
@@ -175,6 +187,20 @@ def test_micro_batches(whole: Any, name: str, packed: bool) -> None:
     assert moved > 1e-4, "there is something to compare"
     for micro in (1, 2, 4):
         same(learnt(ALL[name], micro, packed), whole[name, packed])
+
+
+def in_graphs() -> int:
+    """How many tensors there are that hold what a way back would need."""
+    return sum(type(one) is torch.Tensor and one.grad_fn is not None for one in gc.get_objects())
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "kto", "orpo", "reward", "distill"])
+def test_nothing_of_a_micro_batch_is_kept_for_the_next(name: str) -> None:
+    """Of losses and figures their numbers alone: else all micro-batches were in memory at once."""
+    seen: list[int] = []
+    learnt(ALL[name], 4, False, before=lambda: seen.append(in_graphs()))
+    assert len(seen) == 2 * STEPS
+    assert seen == [seen[0]] * len(seen)
 
 
 @pytest.mark.parametrize("name", ALL)

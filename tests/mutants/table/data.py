@@ -342,4 +342,18 @@ DATA = (
         "if not isinstance(value, list) or not any(",
         _COLUMNS,
     ),
+    mutant(
+        "a-source-without-rows-ends-the-others",
+        "data/batching/mixture.py",
+        "if not len(members) or first == last:\n            continue",
+        "if not len(members) or first == last:\n            break",
+        _MIX,
+    ),
+    mutant(
+        "no-seed-decides-which-rows-of-a-source-come",
+        "data/batching/mixture.py",
+        "np.random.default_rng([seed or 0, 1 + source, lap])",
+        "np.random.default_rng([0, 1 + source, lap])",
+        f"{_MIX}::test_the_seed_decides_which_rows_of_a_source_come_first",
+    ),
 )

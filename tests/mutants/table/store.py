@@ -155,4 +155,18 @@ STORE = (
         "generate/test_sampling.py",
         "engine/test_run.py::test_what_was_learnt_is_what_generate_says_and_base_is_not",
     ),
+    mutant(
+        "a-folder-has-its-name-before-its-files-are-on-the-disk",
+        "atomic_io.py",
+        "                if path.is_file():\n                    _flush(path)\n",
+        "                path.is_file()\n",
+        "test_atomic_io.py",
+    ),
+    mutant(
+        "a-folder-that-was-set-aside-stays-aside",
+        "atomic_io.py",
+        "            else:\n                old.rename(target)\n",
+        "",
+        "test_atomic_io.py",
+    ),
 )

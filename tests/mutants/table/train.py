@@ -747,4 +747,18 @@ TRAIN = (
         "        self.items = count\n",
         "models/test_gguf_hostile.py",
     ),
+    mutant(
+        "a-step-keeps-the-graphs-of-its-micro-batches",
+        "train/stepper.py",
+        "self._sum = _plus(self._sum, told.loss.detach())",
+        "self._sum = _plus(self._sum, told.loss)",
+        "train/test_divided_steps.py::test_nothing_of_a_micro_batch_is_kept_for_the_next",
+    ),
+    mutant(
+        "a-container-of-several-cores-has-one",
+        "device/limits.py",
+        "max(1, int(min(shares)))",
+        "min(1, int(min(shares)))",
+        "device/test_limits.py",
+    ),
 )
