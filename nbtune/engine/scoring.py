@@ -74,6 +74,7 @@ def _scores(built: Built, texts: Sequence[Any], head: Any) -> Any:
     import torch
 
     from nbtune.models.accelerate.detect import causal_lm, decoder
+    from nbtune.models.heads import read_at
 
     tokenizer: Any = built.tokenizer
     rows = [
@@ -84,7 +85,7 @@ def _scores(built: Built, texts: Sequence[Any], head: Any) -> Any:
     ]
     wide, device = max(map(len, rows)), next(built.model.parameters()).device
     ids = torch.tensor([row + [0] * (wide - len(row)) for row in rows], device=device)
-    ends = torch.tensor([len(row) - 1 for row in rows], device=device)
+    ends = torch.tensor([wide * k + len(row) - 1 for k, row in enumerate(rows)], device=device)
     inner: Any = decoder(causal_lm(built.model))  # padded on the right, which nothing before it sees
     hidden = inner(input_ids=ids, use_cache=False, return_dict=True).last_hidden_state
-    return head(hidden[torch.arange(len(rows), device=device), ends].float())
+    return head(hidden.flatten(0, 1)[read_at(built.model, ids.flatten(), ends)].float())

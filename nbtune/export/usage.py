@@ -20,7 +20,7 @@ _ADAPTER = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer{more}
 
 base = {base}
-{grown}model = PeftModel.from_pretrained(base, "{repo}")
+{grown}model = PeftModel.from_pretrained(base, "{repo}"){experts}
 {ends}tokenizer = AutoTokenizer.from_pretrained("{repo}")
 
 {inputs}
@@ -30,6 +30,8 @@ print(tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_t
 _GROWN = """\
 base.resize_token_embeddings({rows}, mean_resizing=False)  # it knows more tokens now
 """
+
+_EXPERTS = "  # experts, too: of transformers 5 with its peft; an older one leaves them out"
 
 _ENDS = """\
 model.generation_config = GenerationConfig.from_pretrained("{repo}")  # where its answers end
@@ -148,6 +150,7 @@ def usage(source: ExportSource, repo: str, base: str, *, file: str, prompt: str 
         grown=grown,
         repo=repo,
         ends=_ENDS.format(repo=repo) if ends else "",
+        experts=_EXPERTS if _adapts_experts(source) else "",
         inputs=(_CHAT if chat else _TEXT).format(prompt=asked),
     )
     return Usage(
@@ -176,6 +179,12 @@ def _of_scores(source: ExportSource, head: Head, base: tuple[str, str, str], rep
     asks = _HEAD_INPUTS.format(**told)
     merged = _HEAD_MERGED.format(**told) + asks
     return Usage(_HEAD_ADAPTER.format(**told) + asks, _MERGE.format(file=file), merged, commands="", file=file)
+
+
+def _adapts_experts(source: ExportSource) -> bool:
+    """Return whether the adapter is also of stacks of weights, which transformers 4 has not."""
+    file = None if source.adapter is None else source.adapter / "adapter_config.json"
+    return file is not None and file.is_file() and bool(read_json(file).get("target_parameters"))
 
 
 def _is_chat(source: ExportSource) -> bool:

@@ -125,7 +125,7 @@ def build(
             shard(model, torch.device(device))
     built.report += apart
     if head is not None:
-        add_head(model, head, seed=seed)
+        add_head(model, head, seed=seed, pad=getattr(built.tokenizer, "pad_token_id", None))
     if policy != "keep" and (built.patch is None or not built.patch.layers):
         recompute_stock(model)
         built.report.append("activations: blocks are computed again by transformers' own means")

@@ -16,6 +16,7 @@ from nbtune.errors import SpecError
 from nbtune.models.config_facts import ModelFacts
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 SCORE, FILE = "score", "head.json"
@@ -60,12 +61,13 @@ class Head:
         return written
 
 
-def add_head(model: "nn.Module", head: Head, *, seed: int) -> None:
+def add_head(model: "nn.Module", head: Head, *, seed: int, pad: int | None = None) -> None:
     """Put a head onto a model with its adapter; it is trained.
 
     Args:
         model: of `nbtune.models.add_adapter`.
         seed: of its first numbers, which are as small as the model's own were.
+        pad: the token that its tokenizer pads with, where its config names none.
 
     Raises:
         SpecError: the model does not tell its last hidden state.
@@ -95,7 +97,7 @@ def add_head(model: "nn.Module", head: Head, *, seed: int) -> None:
     if own is not None and own.weight is not lm.get_input_embeddings().weight:
         own.requires_grad_(False)
     lm.add_module(SCORE, score.to(next(lm.parameters()).device))
-    lm.nbtune_head = head
+    lm.nbtune_head, lm.nbtune_pad = head, pad if config.pad_token_id is None else config.pad_token_id
 
 
 def with_outputs(facts: ModelFacts, head: Head | None) -> ModelFacts:
@@ -114,6 +116,27 @@ def head_of(model: "nn.Module") -> "tuple[Head, nn.Module] | None":
     lm: Any = causal_lm(model)
     head = getattr(lm, "nbtune_head", None)
     return None if head is None else (head, getattr(lm, SCORE))
+
+
+def read_at(model: "nn.Module", ids: "torch.Tensor", ends: "torch.Tensor") -> "torch.Tensor":
+    """Return where a head of texts is asked: at each text's last token that does not pad.
+
+    So does transformers, which knows no text's length: a text whose end of turn is also what pads is read before it.
+
+    Args:
+        model: with a head (`add_head`).
+        ids: int64 `[tokens]`, of rows or packs one behind the other.
+        ends: int64 `[texts]`, the places of each text's last token.
+    """
+    import torch
+
+    from nbtune.models.accelerate.detect import causal_lm
+
+    pad = getattr(causal_lm(model), "nbtune_pad", None)
+    if pad is None:
+        return ends
+    places = torch.arange(len(ids), device=ids.device)
+    return torch.where(ids == pad, torch.zeros_like(places), places).cummax(0).values[ends]
 
 
 def write_head(head: Head, folder: Path) -> None:

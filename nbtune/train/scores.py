@@ -22,7 +22,7 @@ def scores_of(model: torch.nn.Module, batch: Batch, method: Method, *, device: t
         batch: padded rows, or packs, of rows that judge.
     """
     from nbtune.models.accelerate.detect import causal_lm, decoder
-    from nbtune.models.heads import head_of
+    from nbtune.models.heads import head_of, read_at
 
     inner: Any = decoder(causal_lm(model))
     found = head_of(model)
@@ -30,6 +30,8 @@ def scores_of(model: torch.nn.Module, batch: Batch, method: Method, *, device: t
     assert found is not None, "the model has no head"
     places, values, weights = (None if one is None else send(one, device) for one in judged(batch, method))
     inputs = model_inputs(batch, device, fused=True, labels=False)
+    if method.head == "text":
+        places = read_at(model, inputs["input_ids"].flatten(), places)
     hidden = inner(**inputs, use_cache=False, return_dict=True).last_hidden_state.flatten(0, 1)
     scores = found[1](hidden[places].float())
     nothing = torch.zeros(len(scores), device=device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -113,6 +114,58 @@ def test_trls_reward_trainer_says_the_same(start: Any, tmp_path: Any) -> None:
     trainer = RewardTrainer(model, args=config, train_dataset=Dataset.from_list(told), processing_class=tokenizer)
     loss = trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
     assert run.history["loss"].iloc[0] == pytest.approx(float(loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["reward", "classification"])
+def test_a_text_that_ends_in_what_pads_is_read_where_transformers_reads_it(
+    kind: str, start: Any, tmp_path: Any
+) -> None:
+    """Many a tokenizer pads with its end of turn: transformers (and TRL with it) takes a text's last token that is not
+    that one, so a head that learnt from the end itself would be asked elsewhere."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    base = tmp_path / "base"
+    shutil.copytree(nbtune.models.resolve("nbtune/tiny"), base)
+    for file, changes in (
+        ("config.json", {"pad_token_id": 3}),
+        ("tokenizer_config.json", {"pad_token": "<|im_end|>"}),
+    ):
+        told = json.loads((base / file).read_text())
+        (base / file).write_text(json.dumps(told | changes))
+    (base / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    talks = [{**row, "text": [{"role": "user", "content": row["text"]}]} for row in TEXTS]
+    rows = PAIRS if kind == "reward" else talks
+    sizes = {"batch_size": len(rows), "eval": {"split": 0}}
+    run = start(rows=rows, method=kind, model=str(base), **sizes, **STILL).wait()
+    model = AutoModelForSequenceClassification.from_pretrained(
+        run.export.merged(tmp_path / "merged", dtype="float32").path, dtype=torch.float32
+    ).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
+    if kind == "reward":
+        chats = [
+            [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}]
+            for row in rows
+            for side in ("chosen", "rejected")
+        ]
+        found = [one["reward"] for one in run.score(chats)]
+    else:
+        chats = [row["text"] for row in rows]
+        found = [list(one.values()) for one in run.score(chats)]
+    texts = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+    tokens = tokenizer(texts, return_tensors="pt", padding=True)
+    assert tokens.input_ids[0, -1] == 3
+    outputs = model(**tokens).logits
+    expected = outputs[:, 0] if kind == "reward" else outputs.softmax(-1)
+    torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-3, atol=1e-4)
+    if kind == "reward":
+        apart = outputs[0::2, 0] - outputs[1::2, 0] - torch.tensor([row["margin"] for row in rows])
+        loss = -logsigmoid(apart).mean()
+    else:
+        loss = cross_entropy(outputs, torch.tensor([["bad", "good", "so"].index(row["label"]) for row in rows]))
+    assert run.history["loss"].iloc[0] == pytest.approx(float(loss.detach()), rel=1e-4)
 
 
 def test_a_process_reward_models_first_loss(start: Any) -> None:

@@ -118,6 +118,7 @@ def test_a_run_on_a_mixture_says_that_it_merges_and_does(tmp_path: Path) -> None
     ).wait()  # fmt: skip
     said = dict(next(event for event in run.events() if isinstance(event, events.Abilities)).said)
     assert said["merging"].startswith("can be merged")
+    assert "# experts, too: of transformers 5 with its peft" in run.model_card("ada/demo")
     merged = run.export.merged(tmp_path / "merged")
     stock = AutoModelForCausalLM.from_pretrained(merged.path, dtype=torch.float32)
     with reference_model(run.export.source()) as true:

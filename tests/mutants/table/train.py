@@ -403,6 +403,13 @@ TRAIN = (
         "engine/test_heads.py::test_a_reward_models_first_loss",
     ),
     mutant(
+        "a-score-is-read-at-an-end-that-pads",
+        "train/scores.py",
+        'if method.head == "text":\n        places = read_at',
+        'if method.head == "token":\n        places = read_at',
+        "engine/test_heads.py::test_a_text_that_ends_in_what_pads_is_read_where_transformers_reads_it",
+    ),
+    mutant(
         "bco-shifts-by-all-answers-alike",
         "methods/bco.py",
         "share = weights * kind",
