@@ -118,11 +118,13 @@ def _methods() -> None:
 
 def _panels(shell: Any, run: Any) -> None:
     from nbtune.spec import from_yaml
+    from nbtune.widgets import chat, exporter
 
-    for cell in ("%finetune", f"%%nbtune plan\n{CELL}", "%nbtune runs", "%nbtune attach first", "%nbtune chat first"):
+    for cell in ("%finetune", f"%%nbtune plan\n{CELL}", "%nbtune runs", "%nbtune attach first"):
         _run(shell, cell)
+    _run(shell, "%nbtune chat first --prompt Hello")  # its panel wants a page, which a plain shell has not
     assert from_yaml(CELL).steps == 3
-    assert run.export.table is not None
+    assert [panel(run).panel for panel in (exporter, chat)] == ["export", "chat"]
     _done("panels")
 
 
