@@ -759,7 +759,7 @@ TRAIN = (
         "train/stepper.py",
         "self._sum = _plus(self._sum, told.loss.detach())",
         "self._sum = _plus(self._sum, told.loss)",
-        "train/test_divided_steps.py::test_nothing_of_a_micro_batch_is_kept_for_the_next",
+        "train/test_divided_steps.py::test_what_a_step_tells_holds_nothing_of_its_micro_batches",
     ),
     mutant(
         "a-container-of-several-cores-has-one",
