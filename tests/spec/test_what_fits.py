@@ -178,13 +178,13 @@ def test_a_warm_up_ends_within_the_run(steps: int | None, warmup: int, fine: boo
         refused(f"a warm-up of {warmup} steps does not end within {steps}", **more)
 
 
-@pytest.mark.parametrize("kind", ["lora", "qlora"])
+@pytest.mark.parametrize("kind", ["lora", "qlora", "dora"])
 def test_first_values_are_of_the_adapter_that_can_have_them(kind: str) -> None:
     for first, able in (
         ("pissa", {"lora"}),
         ("olora", {"lora"}),
         ("loftq", {"qlora"}),
-        ("gaussian", {"lora", "qlora"}),
+        ("gaussian", {"lora", "qlora", "dora"}),
     ):
         adapter = {"type": kind, "init_lora_weights": first}
         if kind in able:

@@ -132,7 +132,7 @@ PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
 )
 def test_a_pair_whose_scores_are_the_other_way_round_is_doubted(one: str, other: str, higher: str) -> None:
     scores = (2, 1) if higher == "chosen" else (1, 2)
-    row = {**PAIR, one: scores[0], other: scores[1]}
+    row = {**PAIR, "score": 3, one: scores[0], other: scores[1]}  # one of no answer stands before them
     read = form(row, "pairs").read
     assert read(row).doubted == (higher == "rejected")
     for same in ((1, 1), (1, "2"), (None, 2), (1, None)):
