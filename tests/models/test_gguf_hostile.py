@@ -78,7 +78,7 @@ def test_lists_are_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         (LLAMA, b"llama.rope.dimension_count", (1 << 32) - 1, "do not fit its weights"),
         (LLAMA, b"llama.rope.dimension_count", 3, "do not fit its weights"),
-        (GEMMA, b"gemma3.rope.dimension_count", 8, "turns 8 numbers of a head, where a gemma3_text turns"),
+        (GEMMA, b"gemma3.rope.dimension_count", 8, "numbers of a head that turn, of which a gemma3_text has 32"),
         (QWEN, b"qwen35moe.rope.dimension_count", 64, "64 numbers of a head turn, of 32"),
         (OSS, b"gpt-oss.rope.dimension_count", 8, "of the 32 numbers of a head, not all"),
         (QWEN, b"qwen35moe.ssm.group_count", 7, "do not fit its weights"),

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from nbtune.models.gguf_file import gemmas, hybrids, mixtures
+from nbtune.models.gguf_file import gemmas, hybrids, mixtures, windows
 from nbtune.models.gguf_file.header import refused
 from nbtune.models.gguf_file.keys import Keys
 from nbtune.models.gguf_file.rotary import rope_parameters
 
+_ENDS = {"beta_fast": 32.0, "beta_slow": 1.0}  # of yarn, in turns
 _WINDOWED_EXAONE = 64  # layers of the one EXAONE 4 with which llama.cpp runs windows
 
 
@@ -56,9 +57,8 @@ def _qwen3(keys: Keys) -> dict[str, Any]:
 
 
 def _phi3(keys: Keys) -> dict[str, Any]:
-    window = keys.whole("attention.sliding_window", 0)
     return {
-        "sliding_window": window or None,
+        "sliding_window": None,  # llama.cpp runs none, whatever the file says
         "original_max_position_embeddings": keys.whole(
             "rope.scaling.original_context_length", keys.whole("context_length")
         ),
@@ -80,22 +80,24 @@ def _gemma_scale(keys: Keys, wide: int) -> dict[str, Any]:
 def _gemma2(keys: Keys) -> dict[str, Any]:
     return {
         **_gemma_scale(keys, 46),
-        "sliding_window": keys.whole("attention.sliding_window", 4096),
-        "attn_logit_softcapping": keys.real("attn_logit_softcapping", 50.0),
-        "final_logit_softcapping": keys.real("final_logit_softcapping", 30.0),
+        "sliding_window": windows.window(keys, 4096),
+        "layer_types": windows.kinds(keys, 2),
+        "attn_logit_softcapping": keys.cap("attn_logit_softcapping", 50.0),
+        "final_logit_softcapping": keys.cap("final_logit_softcapping", 30.0),
     }
 
 
 def _gemma3(keys: Keys) -> dict[str, Any]:
-    kinds = ["full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(keys.layers)]
     everywhere = rope_parameters(keys.header, keys.head_dim, keys.whole("context_length"), unsaid=1e6)
+    size = keys.whole("attention.sliding_window", 0)
     return {
         **_gemma_scale(keys, 62),
-        "sliding_window": keys.whole("attention.sliding_window", 1024),
-        "layer_types": kinds,
+        "sliding_window": size or keys.whole("context_length"),
+        "layer_types": windows.kinds(keys, 6) if size else [windows.FULL] * keys.layers,
+        "final_logit_softcapping": keys.real("final_logit_softcapping", 0.0) or None,
         "rope_parameters": {
-            "full_attention": everywhere,
-            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            windows.FULL: everywhere,
+            windows.SLIDING: {"rope_type": "default", "rope_theta": keys.real("rope.freq_base_swa", 10000.0)},
         },
     }
 
@@ -144,13 +146,10 @@ def _olmo2(keys: Keys) -> dict[str, Any]:
     if not (window := keys.whole("attention.sliding_window", 0)):
         return {"attention_bias": False}
     if keys.text("rope.scaling.type", "none") != "none":
-        raise refused(keys.header.place, "it scales the angles of some of its layers", "Name its Hub id.")
-    return {"model_type": "olmo3", "sliding_window": window, "layer_types": every_fourth(keys.layers)}
-
-
-def every_fourth(layers: int) -> list[str]:
-    """Return the kinds of layers of which every fourth sees all of the text."""
-    return ["full_attention" if (i + 1) % 4 == 0 else "sliding_attention" for i in range(layers)]
+        raise refused(
+            keys.header.place, f"its {keys.arch}.rope.scaling.type scales some of its layers", "Name its Hub id."
+        )
+    return {"model_type": "olmo3", "sliding_window": window, "layer_types": windows.kinds(keys, 4)}
 
 
 def _relu2(keys: Keys) -> dict[str, Any]:
@@ -162,12 +161,15 @@ def _nemotron(keys: Keys) -> dict[str, Any]:
 
 
 def _cohere(keys: Keys) -> dict[str, Any]:
-    return {"attention_bias": keys.holds("attn_q.bias"), "logit_scale": keys.real("logit_scale"), "pad_token_id": None}
+    return {
+        "attention_bias": keys.holds("attn_q.bias"),
+        "logit_scale": keys.real("logit_scale") or 1.0,
+        "pad_token_id": None,
+    }
 
 
 def _cohere2(keys: Keys) -> dict[str, Any]:
-    window = keys.whole("attention.sliding_window")
-    return {**_cohere(keys), "sliding_window": window, "layer_types": every_fourth(keys.layers)}
+    return {**_cohere(keys), "sliding_window": windows.window(keys), "layer_types": windows.kinds(keys, 4)}
 
 
 def _ernie(keys: Keys) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def _ernie(keys: Keys) -> dict[str, Any]:
 
 def _exaone4(keys: Keys) -> dict[str, Any]:
     window = keys.whole("attention.sliding_window", 0) if keys.layers == _WINDOWED_EXAONE else 0
-    kinds = every_fourth(keys.layers) if window else ["full_attention"] * keys.layers
+    kinds = windows.kinds(keys, 4) if window else [windows.FULL] * keys.layers
     return {"sliding_window": window or None, "layer_types": kinds}
 
 
@@ -204,12 +206,24 @@ def _ministral(keys: Keys) -> dict[str, Any]:
     """Return by how much far tokens' queries grow, too."""
     context = keys.whole("context_length")
     rope = rope_parameters(keys.header, keys.head_dim, context)
-    if rope["rope_type"] == "yarn" and keys.has("rope.scaling.yarn_log_multiplier"):
-        rope |= {"mscale": 1.0, "mscale_all_dim": 1.0}  # so that it scales no attention
-    if growth := keys.real("attention.temperature_scale", 0.0):
-        length = keys.whole("attention.temperature_length", context)
-        rope |= {"llama_4_scaling_beta": growth, "original_max_position_embeddings": length}
-    return {"rope_parameters": rope, "sliding_window": None, "pad_token_id": None}
+    multiplier = keys.real("rope.scaling.yarn_log_multiplier", 0.0)
+    if multiplier and rope["rope_type"] == "linear":
+        said = f"{keys.arch}.rope.scaling.yarn_log_multiplier is {multiplier:g}"
+        raise refused(keys.header.place, f"its {said}, and its rope.scaling.type is not yarn")
+    if rope["rope_type"] == "yarn":
+        if multiplier:
+            if "attention_factor" in rope:
+                said = f"{keys.arch}.rope.scaling.attn_factor and rope.scaling.yarn_log_multiplier"
+                raise refused(keys.header.place, f"its {said} are both there")
+            rope |= {"mscale": 1.0, "mscale_all_dim": multiplier}  # 1: it scales no attention
+        rope |= {name: keys.cap(f"rope.scaling.yarn_{name}", usual) for name, usual in _ENDS.items()}
+    growth = keys.real("attention.temperature_scale", 0.0)
+    length = keys.whole("attention.temperature_length", context) if growth else context
+    original = rope.setdefault("original_max_position_embeddings", length)
+    if growth and original != length:
+        said = f"{keys.arch}.attention.temperature_length is {length:,}, and its rope.scaling.original_context_length"
+        raise refused(keys.header.place, f"its {said} {original:,}: transformers has one number for both")
+    return {"rope_parameters": {**rope, "llama_4_scaling_beta": growth}, "sliding_window": None, "pad_token_id": None}
 
 
 def _starcoder(keys: Keys) -> dict[str, Any]:

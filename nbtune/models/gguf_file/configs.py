@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from nbtune.errors import SpecError
 from nbtune.models.config_numbers import refuse_odd_numbers
 from nbtune.models.gguf_file.architectures import ARCHITECTURES, Architecture
 from nbtune.models.gguf_file.header import GgufHeader, refused
 from nbtune.models.gguf_file.keys import Keys
-from nbtune.models.gguf_file.rotary import rope_parameters
+from nbtune.models.gguf_file.rotary import TENSORS, rope_parameters
+from nbtune.models.gguf_file.unread import refuse_unread
 
 _MOST_CONTEXT = 1 << 27  # tokens
 _OTHERS = {
@@ -26,6 +29,9 @@ def config_of(header: GgufHeader) -> tuple[Any, Architecture]:
     architecture = architecture_of(header)
     keys = Keys(header)
     _check_blocks(keys)
+    if not architecture.states and not keys.flag("attention.causal", True):
+        raise refused(header.place, f"its {keys.arch}.attention.causal is no: each token sees those behind it, too")
+    refuse_unread(keys)
     settings = {**_common(keys, architecture), **architecture.more(keys)}
     refuse_odd_numbers(settings, str(header.place))
     from transformers import CONFIG_MAPPING
@@ -35,7 +41,16 @@ def config_of(header: GgufHeader) -> tuple[Any, Architecture]:
     try:
         return kind(**{name: value for name, value in settings.items() if name not in computed}), architecture
     except Exception as error:  # whatever a config's class has against a stranger's numbers
-        raise refused(header.place, f"its keys describe no model ({type(error).__name__})") from error
+        raise no_model(header, kind.model_type, settings.get("rope_parameters", {}), error) from error
+
+
+def no_model(header: GgufHeader, kind: str, rope: Mapping[str, Any], error: Exception) -> SpecError:
+    """Return the error that a file's keys describe no model of a kind; many do not scale angles."""
+    scaling = rope.get("rope_type", "default")
+    if scaling == "default" or TENSORS & header.tensors.keys():
+        return refused(header.place, f"its keys describe no model ({type(error).__name__})")
+    said = f"{header.arch}.rope.scaling.type, rope.scaling.factor or rope.scale_linear"
+    return refused(header.place, f"its {said} scales angles ({scaling}), which a {kind} does not do")
 
 
 def architecture_of(header: GgufHeader) -> Architecture:
@@ -78,7 +93,7 @@ def _common(keys: Keys, architecture: Architecture) -> dict[str, Any]:
     if embedding is None or len(embedding.shape) != 2:
         raise refused(header.place, "it holds no embedding of tokens (token_embd.weight)")
     if not 0 < context <= _MOST_CONTEXT:
-        raise refused(header.place, f"its context is {context:,} tokens")
+        raise refused(header.place, f"its {keys.arch}.context_length is {context:,} tokens")
     norm = "attention.layer_norm_epsilon" if architecture.layer_norm else "attention.layer_norm_rms_epsilon"
     epsilon = keys.real(norm)
     return {

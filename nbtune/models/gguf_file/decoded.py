@@ -24,7 +24,7 @@ from nbtune.atomic_io import hidden, publish_folder, replace_file, try_lock
 from nbtune.disk import cache_folder, disk_errors, folder_bytes, free_bytes, gigabytes
 from nbtune.errors import DataError, SpecError
 from nbtune.models.gguf_file.architectures import Architecture
-from nbtune.models.gguf_file.configs import config_of
+from nbtune.models.gguf_file.configs import config_of, no_model
 from nbtune.models.gguf_file.header import GgufHeader, is_gguf, parts_of, read_header, refused
 from nbtune.models.gguf_file.rotary import check_turned
 from nbtune.models.gguf_file.tensors import Weight, main_dtype, weights_of
@@ -187,7 +187,8 @@ def _outline(header: GgufHeader) -> tuple[Any, Architecture]:
         with MAKING, torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32), architecture
     except Exception as error:  # whatever a model's class has against a stranger's numbers
-        raise refused(header.place, f"its keys describe no model ({type(error).__name__})") from error
+        rope = getattr(config, "rope_parameters", None) or {}
+        raise no_model(header, config.model_type, rope, error) from error
 
 
 def _describe(header: GgufHeader, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nbtune.models.gguf_file import windows
 from nbtune.models.gguf_file.header import refused
 from nbtune.models.gguf_file.keys import Keys
 from nbtune.models.gguf_file.rotary import rope_parameters
@@ -42,7 +43,7 @@ def gemma4(keys: Keys) -> dict[str, Any]:
         "attention_k_eq_v": alike,
         "hidden_size_per_layer_input": inputs,
         "vocab_size_per_layer_input": keys.header.tensors["token_embd.weight"].shape[0],
-        "sliding_window": keys.whole("attention.sliding_window"),
+        "sliding_window": windows.window(keys),
         "final_logit_softcapping": keys.real("final_logit_softcapping", _USUAL_CAP) or None,
         "rope_parameters": {
             _FULL: rope_parameters(keys.header, wide, keys.whole("context_length")),
@@ -90,11 +91,11 @@ def gemma3n(keys: Keys) -> dict[str, Any]:
     theta = {_FULL: keys.real("rope.freq_base"), _SLIDING: keys.real("rope.freq_base_swa", 10000.0)}
     return {
         "hidden_activation": "gelu_pytorch_tanh",
-        "layer_types": kinds_3n(keys.layers),
+        "layer_types": windows.kinds(keys, 5),
         "num_kv_shared_layers": max(keys.layers - SHARED_FROM_3N, 0),
         "activation_sparsity_pattern": sparse_3n(keys.layers),
         "vocab_size_per_layer_input": keys.header.tensors["token_embd.weight"].shape[0],
-        "sliding_window": keys.whole("attention.sliding_window"),
+        "sliding_window": windows.window(keys),
         "final_logit_softcapping": keys.real("final_logit_softcapping", _USUAL_CAP),
         "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in theta.items()},
     }

@@ -23,6 +23,16 @@ class Keys:
         """Return a number."""
         return self.header.real(f"{self.arch}.{key}", default)
 
+    def cap(self, key: str, default: float | None = None) -> float:
+        """Return what numbers are kept below, or divided by.
+
+        Raises:
+            SpecError: it is not above 0: nothing would be left of them.
+        """
+        if (most := self.real(key, default)) <= 0:
+            raise refused(self.header.place, f"its {self.arch}.{key} is {most:g}")
+        return most
+
     def text(self, key: str, default: str = "") -> str:
         """Return a text."""
         return self.header.text(f"{self.arch}.{key}", default)

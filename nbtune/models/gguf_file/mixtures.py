@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from nbtune.models.gguf_file import windows
 from nbtune.models.gguf_file.header import refused
 from nbtune.models.gguf_file.keys import Keys
 from nbtune.models.gguf_file.rotary import rope_parameters
 
 CHUNK_LLAMA4 = 8192  # tokens of a chunk of its text, and from how many on far queries grow: llama.cpp has it in itself
 UNNORMED_LLAMA4 = 128  # experts of the Llama 4 whose queries and keys are not normed
-_SIGMOID = 2  # llama.cpp's number for routers that weigh by one
+_LEAST_EPSILON, _MOST_EPSILON = 1e-7, 1e-5  # beside 1e-6, which transformers has for norms of latent vectors
+_SOFTMAX, _SIGMOID = 1, 2  # llama.cpp's number for routers that weigh by one
+_TURNS = "rope.scaling.finetuned"
 DEEPSEEK_BITS = 6  # digits to which a factor is rounded that was written as one of ten in half of fp64
 
 
@@ -52,15 +56,20 @@ def olmoe(keys: Keys) -> dict[str, Any]:
 
 def gpt_oss(keys: Keys) -> dict[str, Any]:
     if (turned := keys.whole("rope.dimension_count", keys.head_dim)) != keys.head_dim:
-        raise refused(keys.header.place, f"it turns {turned:,} of the {keys.head_dim:,} numbers of a head, not all")
+        said = f"{keys.arch}.rope.dimension_count is {turned:,}"
+        raise refused(keys.header.place, f"its {said} of the {keys.head_dim:,} numbers of a head, not all")
     return {
         **_local(keys),
-        "sliding_window": keys.whole("attention.sliding_window"),
-        "layer_types": ["full_attention" if i % 2 else "sliding_attention" for i in range(keys.layers)],
+        "sliding_window": windows.window(keys),
+        "layer_types": windows.kinds(keys, 2),
     }
 
 
 def llama4(keys: Keys) -> dict[str, Any]:
+    if keys.whole("attention.sliding_window", CHUNK_LLAMA4) == 0:
+        raise refused(keys.header.place, f"its {keys.arch}.attention.sliding_window is 0: it has no chunks of text")
+    if windows.kinds(keys, 4) != windows.usual(keys.layers, 4):
+        raise refused(keys.header.place, f"its {keys.arch}.attention.sliding_window_pattern is not a Llama 4's")
     found = _local(keys)
     every = keys.whole("interleave_moe_layer_step", 1)
     return {
@@ -75,12 +84,14 @@ def llama4(keys: Keys) -> dict[str, Any]:
 
 
 def granite(keys: Keys) -> dict[str, Any]:
+    if keys.arch == "granite" and not keys.flag(_TURNS, True):
+        raise refused(keys.header.place, f"its {keys.arch}.{_TURNS} is no: none of its heads turns", "Name its Hub id.")
     return {
         **biases(keys),
-        "attention_multiplier": keys.real("attention.scale"),
-        "embedding_multiplier": keys.real("embedding_scale"),
-        "residual_multiplier": keys.real("residual_scale"),
-        "logits_scaling": keys.real("logit_scale"),
+        "attention_multiplier": keys.real("attention.scale", 0.0) or keys.head_dim**-0.5,
+        "embedding_multiplier": keys.real("embedding_scale", 0.0) or 1.0,
+        "residual_multiplier": keys.real("residual_scale", 0.0) or 1.0,
+        "logits_scaling": keys.cap("logit_scale"),
     }
 
 
@@ -136,18 +147,16 @@ def deepseek(keys: Keys) -> dict[str, Any]:
     Newer files keep attention for one latent head: then the keys' widths stand under names that end in ``_mla``.
     """
     rotary, context = keys.whole("rope.dimension_count"), keys.whole("context_length")
-    latent = "_mla" if keys.has("attention.key_length_mla") else ""
-    third = keys.whole("expert_gating_func", 1) == _SIGMOID
+    latent = "_mla" if keys.has("attention.key_length_mla") and keys.has("attention.value_length_mla") else ""
+    third = gating(keys, (_SOFTMAX, _SIGMOID)) == _SIGMOID
     rope = rope_parameters(keys.header, rotary, context)
-    if rope["rope_type"] == "yarn":
-        factor = keys.real("rope.scaling.yarn_log_multiplier", 0.0)
-        if not factor:
-            raise refused(keys.header.place, "yarn scales its attention in a way that is not read", "Name its Hub id.")
-        rope |= dict.fromkeys(("mscale", "mscale_all_dim"), round(10 * factor, DEEPSEEK_BITS))
+    rope |= _latent_scaling(keys, rope)
     heads = keys.whole("attention.head_count")
     kind: dict[str, Any] = {"model_type": "deepseek_v3", "first_k_dense_replace": keys.layers}  # no experts
     if keys.whole("expert_count", 0):
         kind = {"model_type": "deepseek_v3" if third else "deepseek_v2", **_routed(keys)}
+        if not third and (odd := _beyond_greedy(kind)):
+            raise refused(keys.header.place, f"its {keys.arch}.{odd} is more than a deepseek_v2 weighs by")
         kind |= {} if third else {"topk_method": "greedy"}
     return {
         **kind,
@@ -161,6 +170,38 @@ def deepseek(keys: Keys) -> dict[str, Any]:
         "v_head_dim": keys.whole(f"attention.value_length{latent}"),
         "attention_bias": False,
     }
+
+
+def _latent_scaling(keys: Keys, rope: Mapping[str, Any]) -> dict[str, float]:
+    """Return by how much yarn scales attention to latent vectors, whose norms are seen to be transformers', too."""
+    if not _LEAST_EPSILON <= keys.real("attention.layer_norm_rms_epsilon") <= _MOST_EPSILON:
+        raise refused(keys.header.place, f"its {keys.arch}.attention.layer_norm_rms_epsilon is not that of its latents")
+    if rope["rope_type"] not in ("default", "yarn") or rope.get("factor", 1.0) < 1:
+        said = f"{keys.arch}.rope.scaling.type, its factor or rope.scale_linear"
+        raise refused(keys.header.place, f"its {said} scales attention, too", "Name its Hub id.")
+    if rope["rope_type"] != "yarn":
+        return {}
+    factor = keys.real("rope.scaling.yarn_log_multiplier", 0.0)
+    if not factor:
+        said = f"{keys.arch}.rope.scaling.yarn_log_multiplier"
+        raise refused(keys.header.place, f"its {said} is none: yarn scales its attention otherwise", "Name its Hub id.")
+    return dict.fromkeys(("mscale", "mscale_all_dim"), round(10 * factor, DEEPSEEK_BITS))
+
+
+def _beyond_greedy(kind: Mapping[str, Any]) -> str:
+    """Return the key by which llama.cpp chooses or weighs experts otherwise than a DeepSeek V2; "": none does."""
+    return "expert_weights_norm" if kind["norm_topk_prob"] else "expert_group_count" if kind["n_group"] > 1 else ""
+
+
+def gating(keys: Keys, known: tuple[int, ...]) -> int:
+    """Return by what a router weighs, by llama.cpp's number; the first known one where it is not said.
+
+    Raises:
+        SpecError: it is none of those that are known.
+    """
+    if (kind := keys.whole("expert_gating_func", 0) or known[0]) not in known:
+        raise refused(keys.header.place, f"its {keys.arch}.expert_gating_func is {kind}, and {known} are known")
+    return kind
 
 
 def minicpm3(keys: Keys) -> dict[str, Any]:
@@ -181,7 +222,7 @@ def afmoe(keys: Keys) -> dict[str, Any]:
     return {
         **experts(keys), **_windows(keys), "num_dense_layers": keys.whole("leading_dense_block_count", 0),
         "num_shared_experts": keys.whole("expert_shared_count", 0), "mup_enabled": True,
-        "route_scale": keys.real("expert_weights_scale", 1.0),
+        "route_scale": keys.real("expert_weights_scale", 1.0) or 1.0,
     }  # fmt: skip
 
 
@@ -194,8 +235,7 @@ def exaone(keys: Keys) -> dict[str, Any]:
 
 
 def _windows(keys: Keys) -> dict[str, Any]:
-    kinds = ["full_attention" if (i + 1) % 4 == 0 else "sliding_attention" for i in range(keys.layers)]
-    return {"sliding_window": keys.whole("attention.sliding_window"), "layer_types": kinds}
+    return {"sliding_window": windows.window(keys), "layer_types": windows.kinds(keys, 4)}
 
 
 def _local(keys: Keys) -> dict[str, Any]:
@@ -210,15 +250,16 @@ def _local(keys: Keys) -> dict[str, Any]:
 
 def _routed(keys: Keys) -> dict[str, Any]:
     found = experts(keys)
+    groups = keys.whole("expert_group_count", 1) or 1
     return {
         "n_routed_experts": found.pop("num_experts"),
         **found,
         "n_shared_experts": keys.whole("expert_shared_count", 0),
         "first_k_dense_replace": keys.whole("leading_dense_block_count", 0),
-        "routed_scaling_factor": keys.real("expert_weights_scale", 1.0),
+        "routed_scaling_factor": keys.real("expert_weights_scale", 1.0) or 1.0,
         "norm_topk_prob": keys.flag("expert_weights_norm", False),
-        "n_group": keys.whole("expert_group_count", 1),
-        "topk_group": keys.whole("expert_group_used_count", 1),
+        "n_group": groups,
+        "topk_group": keys.whole("expert_group_used_count", 1) if groups > 1 else 1,
     }
 
 

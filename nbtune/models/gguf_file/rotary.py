@@ -12,9 +12,11 @@ from nbtune.models.gguf_file.numbers import values
 
 _FACTORS = "rope_freqs.weight"
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
-TENSORS = (_FACTORS, _LONG, _SHORT)
+TENSORS = {_FACTORS, _LONG, _SHORT}
+_ATTENTION = "rope.scaling.attn_factor"
 _USUAL = ((1.0, 4.0),)  # where Llama 3.1's scaling begins and ends
 _NEAR = 1e-3
+_SHORTEST = 8  # tokens that yarn may have been made of: of fewer, its ends cross
 _STILL = 1e15  # what is divided by more turns nothing
 _NO_SCALING = "its rotary factors are of no scaling that transformers has"
 
@@ -41,20 +43,42 @@ def rope_parameters(header: GgufHeader, head_dim: int, context: int, unsaid: flo
     if turned:  # also where it is all of a head: for some families' configs a part is the default
         out["partial_rotary_factor"] = turned / max(head_dim, 1)
     turned = turned or head_dim
-    kind = header.text(f"{arch}.rope.scaling.type", "none")
-    factor = header.real(f"{arch}.rope.scaling.factor", header.real(f"{arch}.rope.scale_linear", 1.0))
-    original = header.whole(f"{arch}.rope.scaling.original_context_length", context)
+    kind = header.text(f"{arch}.rope.scaling.type", "linear")
+    factor = header.real(f"{arch}.rope.scaling.factor", header.real(f"{arch}.rope.scale_linear", 1.0)) or 1.0
+    factor = 1.0 if kind == "none" else factor  # so does llama.cpp: what is not said is linear
+    original = header.whole(f"{arch}.rope.scaling.original_context_length", context) or context
+    if beside := next((name for name in (_FACTORS, _LONG) if name in header.tensors), ""):
+        _refuse_more(header, beside, kind, factor)
     if _FACTORS in header.tensors:
         found = _factors(header, _FACTORS, turned)
         return {**out, **(_proportional(header, found) if found.max() > _STILL else _llama3(header, found, theta))}
     if _LONG in header.tensors and _SHORT in header.tensors:
         return {**out, **_longrope(header, turned, original, context)}
-    if kind in ("none", "linear"):
+    if kind in ("none", "linear", "longrope"):
+        if (attention := header.real(f"{arch}.{_ATTENTION}", 1.0)) != 1.0:
+            raise refused(header.place, f"its {arch}.{_ATTENTION} is {attention:g}, which is read with yarn only")
         return out if factor == 1.0 else {**out, "rope_type": "linear", "factor": factor}
     if kind == "yarn":
+        if original < _SHORTEST:
+            said = f"{arch}.rope.scaling.original_context_length"
+            raise refused(header.place, f"its {said} is {original} tokens")
         own = {**out, "rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         return {**own, **_yarn(header, factor)}
-    raise refused(header.place, f"its rotary scaling {kind[:40]!r} is not known")
+    raise refused(header.place, f"its {arch}.rope.scaling.type {kind[:40]!r} is not known")
+
+
+def _refuse_more(header: GgufHeader, beside: str, kind: str, factor: float) -> None:
+    """See that a file with factors scales its angles by nothing else."""
+    attention = header.real(f"{header.arch}.{_ATTENTION}", 1.0)
+    odd = {
+        "rope.scaling.type": kind if kind in ("yarn", "linear") and factor != 1 else None,
+        "rope.scaling.factor": factor if factor != 1 else None,
+        _ATTENTION: attention if beside == _FACTORS and attention != 1 else None,
+    }
+    if key := next((key for key, value in odd.items() if value is not None), None):
+        raise refused(
+            header.place, f"its {header.arch}.{key} is {odd[key]}, and it has {beside}, too", "Name its Hub id."
+        )
 
 
 def check_turned(header: GgufHeader, outline: Any) -> None:
@@ -69,16 +93,28 @@ def check_turned(header: GgufHeader, outline: Any) -> None:
     """
     key = f"{header.arch}.rope.dimension_count"
     made = {2 * angles.shape[-1] for name, angles in outline.named_buffers() if name.endswith("inv_freq")}
+    for module in outline.modules():
+        made &= _usual(module) or made
     if key in header.metadata and made and (said := header.whole(key)) not in made:
         turned = " or ".join(map(str, sorted(made)))
-        raise refused(
-            header.place, f"it turns {said} numbers of a head, where a {outline.config.model_type} turns {turned}"
-        )
+        kind = outline.config.model_type
+        raise refused(header.place, f"its {key} is {said}: numbers of a head that turn, of which a {kind} has {turned}")
+
+
+def _usual(module: Any) -> set[int]:
+    """Return how many numbers of a head a module turns where nothing is scaled; {}: it turns none, or does not say.
+
+    Where angles are scaled, transformers computes as many as a config says, and not as many as a model turns.
+    """
+    usual, kinds = getattr(module, "compute_default_rope_parameters", None), getattr(module, "rope_type", None)
+    if usual is None or kinds in (None, "default") or isinstance(kinds, dict):
+        return set()
+    return {2 * len(usual(module.config)[0])}
 
 
 def _yarn(header: GgufHeader, factor: float) -> dict[str, Any]:
     """Return by what a file's yarn scales attention beyond the usual."""
-    attention = header.real(f"{header.arch}.rope.scaling.attn_factor", 1.0)
+    attention = header.real(f"{header.arch}.{_ATTENTION}", 1.0)
     usual = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
     return {} if attention == 1.0 else {"attention_factor": attention * usual}
 
@@ -93,7 +129,7 @@ def _longrope(header: GgufHeader, turned: int, original: int, context: int) -> d
         "short_factor": short,
         "factor": scale,
         "original_max_position_embeddings": original,
-        "attention_factor": header.real(f"{header.arch}.rope.scaling.attn_factor", usual),
+        "attention_factor": header.real(f"{header.arch}.{_ATTENTION}", usual),
     }
 
 

@@ -13,11 +13,16 @@ _KEY = "tokenizer.ggml."
 _NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5
 _IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _UNSAID = {"bos": 1, "eos": 2, "unk": 0}  # SentencePiece's
-# What llama.cpp stops at by the token's text, whatever ids the file names.
+_GEMMA, _END = "<|tool_response>", "</s>"  # beside the first llama.cpp takes the other for text
+# What llama.cpp stops at by the token's text, whatever ids and kinds the file names.
 _ENDS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>", "<|eom_id|>",
-    "<|end_of_text|>", "<EOT>", "<｜end▁of▁sentence｜>",
+    "<|end_of_text|>", "<EOT>", "_<EOT>", "<｜end▁of▁sentence｜>", "</s>", "<eos>", "[EOS]", "[EOT]", "<turn|>",
+    "<|tool_response>", "<|flush|>", "<|calls|>", "<end_of_utterance>", "[e~[", "<|fim_pad|>", "<fim-pad>", "<fim_pad>",
+    "<PAD>", "[PAD]", "<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>",
 )  # fmt: skip
+# What it does not stop at where all the others are there: (others, it).
+_NO_ENDS = (({"<|return|>", "<|call|>"}, "<|end|>"), ({"<|calls|>", "<|flush|>"}, "<|end|>"), ({_GEMMA}, _END))
 
 # With which llama.cpp puts the beginning before a text where the file does not say.
 _BEGIN_UNSAID = ("llama3", "llama-v3", "llama-bpe", "falcon3", "tekken")
@@ -49,7 +54,11 @@ class GgufVocabulary:
             )
         while kinds and kinds[-1] == _UNUSED:  # rows that fill the embedding up
             kinds.pop()
-        self.kinds = kinds
+        marks = set(_ENDS)
+        if _GEMMA in self.tokens:
+            marks.remove(_END)
+            kinds = [_NORMAL if text == _END else kind for text, kind in zip(self.tokens, kinds, strict=False)]
+        self.kinds = [_CONTROL if text in marks else kind for text, kind in zip(self.tokens, kinds, strict=False)]
         self.ids = {kind: self._id(kind) for kind in _IDS}
 
     def _id(self, kind: str) -> int | None:
@@ -62,10 +71,13 @@ class GgufVocabulary:
 
     def ends(self) -> list[int]:
         """Return the ids at which llama.cpp stops: end of text first."""
-        named = [self.header.metadata.get(f"{_KEY}{kind}_token_id") for kind in ("eos", "eot", "eom")]
+        named = [self.ids["eos"], *(self.header.metadata.get(f"{_KEY}{kind}_token_id") for kind in ("eot", "eom"))]
         ids = [i for i in named if isinstance(i, int) and 0 <= i < len(self.kinds)]
-        texts = {text: i for i, text in enumerate(self.tokens[: len(self.kinds)]) if self.kinds[i] in (_CONTROL, _USER)}
-        return list(dict.fromkeys([*ids, *(texts[text] for text in _ENDS if text in texts)]))
+        known = self._known()
+        ends = list(dict.fromkeys([*ids, *(known[text] for text in _ENDS if text in known)]))
+        texts = {self.tokens[i] for i in ends}
+        without = {text for others, text in _NO_ENDS if others <= texts}
+        return [i for i in ends if self.tokens[i] not in without]
 
     def save(self, folder: Path, context: int) -> None:
         """Write tokenizer.json, its config and the chat template into a folder."""
@@ -156,7 +168,12 @@ class GgufVocabulary:
         around = ["$A"]
         wanted = {"bos": self.header.flag(_KEY + "add_bos_token", begins)}
         wanted["eos"] = self.header.flag(_KEY + "add_eos_token", False)
-        used = {kind: self.ids[kind] for kind, on in wanted.items() if on and self.ids[kind] is not None}
+        used = {kind: self.ids[kind] for kind, on in wanted.items() if on}
+        if none := next((kind for kind, i in used.items() if i is None), None):
+            raise refused(
+                self.header.place,
+                f"it puts a token beside each text ({_KEY}add_{none}_token), and does not say which ({none}_token_id)",
+            )
         if not used:
             return
         texts = {kind: self.tokens[i] for kind, i in used.items() if i is not None}

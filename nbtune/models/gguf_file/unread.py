@@ -1,0 +1,40 @@
+"""Keys by which llama.cpp computes otherwise, and which transformers has nothing for: a file that says something by one
+is refused. (What llama.cpp reads of each architecture: `tests/support/gguf_keys.py` asks it.)"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nbtune.models.gguf_file.header import refused
+from nbtune.models.gguf_file.keys import Keys
+from nbtune.untrusted import shortened
+
+_SLIDING_BASE, _SECTIONS = "rope.freq_base_swa", "rope.dimension_sections"
+UNREAD: dict[str, tuple[str, ...]] = {
+    "cohere2": (_SLIDING_BASE,),
+    "gemma2": (_SLIDING_BASE,),
+    "glm4": (_SECTIONS,),
+    "glm4moe": (_SECTIONS,),
+    "gpt-oss": (_SLIDING_BASE,),
+    "llama4": (_SLIDING_BASE,),
+    "granite": ("deepstack_mapping",),
+}
+
+
+def refuse_unread(keys: Keys) -> None:
+    """See that a file says nothing by a key that is not read.
+
+    Raises:
+        SpecError: it does.
+    """
+    for key in UNREAD.get(keys.arch, ()):
+        said = keys.header.metadata.get(f"{keys.arch}.{key}")
+        if key == _SLIDING_BASE and said == keys.header.metadata.get(f"{keys.arch}.rope.freq_base"):
+            continue
+        if _something(said):
+            shown = shortened(repr(said), 60)
+            raise refused(keys.header.place, f"its {keys.arch}.{key} is {shown}, which is not read", "Name its Hub id.")
+
+
+def _something(said: Any) -> bool:
+    return any(map(_something, said)) if isinstance(said, list) else bool(said)
