@@ -26,7 +26,13 @@ ONCE = {
     "ministral 3": "yarn|temperature|original_context",
     "cohere 2": "pattern|logit_scale",
     "glm 4": "sections",
+    "mpt": "alibi",
+    "lfm 2": "sliding_window",
+    "dots 1": "gating",
+    "nemotron 3": "weights_norm",
 }
+
+OFTEN = ("gemma 2", "granite", "mpt", "lfm 2")
 
 
 @pytest.fixture
@@ -45,7 +51,9 @@ def wrong(family: str, folder: Path, keys: str = "") -> Iterator[Outcome]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("family", ONCE)
+@pytest.mark.parametrize(
+    "family", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in ONCE]
+)
 def test_what_was_read_otherwise_once_is_read_alike_or_refused(family: str, cache: Path) -> None:
     assert not [str(outcome) for outcome in wrong(family, cache, ONCE[family])]
 

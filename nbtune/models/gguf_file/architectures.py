@@ -15,6 +15,7 @@ from nbtune.models.gguf_file.header import refused
 from nbtune.models.gguf_file.keys import Keys
 from nbtune.models.gguf_file.rotary import rope_parameters
 
+_ALIBI = 8.0  # transformers knows no other
 _ENDS = {"beta_fast": 32.0, "beta_slow": 1.0}  # of yarn, in turns
 _WINDOWED_EXAONE = 64  # layers of the one EXAONE 4 with which llama.cpp runs windows
 
@@ -127,6 +128,8 @@ def _falcon(keys: Keys) -> dict[str, Any]:
 
 def _mpt(keys: Keys) -> dict[str, Any]:
     clip = keys.real("attention.clamp_kqv", 0.0)
+    if (slope := keys.real("attention.max_alibi_bias", 0.0)) != _ALIBI:
+        raise refused(keys.header.place, f"its {keys.arch}.attention.max_alibi_bias is {slope:g}, and no mpt's")
     return {
         "d_model": keys.hidden,
         "n_heads": keys.whole("attention.head_count"),
@@ -136,7 +139,7 @@ def _mpt(keys: Keys) -> dict[str, Any]:
         "no_bias": True,
         "attn_config": {
             "alibi": True,
-            "alibi_bias_max": int(keys.real("attention.max_alibi_bias", 8.0)),
+            "alibi_bias_max": int(_ALIBI),
             "clip_qkv": clip or None,
         },
     }

@@ -157,7 +157,7 @@ def nemotron(keys: Keys) -> dict[str, Any]:
         "n_shared_experts": keys.whole("expert_shared_count", 1),
         "moe_shared_expert_intermediate_size": keys.whole("expert_shared_feed_forward_length"),
         "routed_scaling_factor": keys.real("expert_weights_scale", 1.0) or 1.0,
-        "norm_topk_prob": keys.flag("expert_weights_norm", True),
+        "norm_topk_prob": keys.flag("expert_weights_norm", False),
         "moe_latent_size": keys.whole("moe_latent_size", 0) or None,
         "intermediate_size": routed["moe_intermediate_size"],
     }

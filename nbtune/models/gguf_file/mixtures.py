@@ -154,7 +154,7 @@ def deepseek(keys: Keys) -> dict[str, Any]:
     heads = keys.whole("attention.head_count")
     kind: dict[str, Any] = {"model_type": "deepseek_v3", "first_k_dense_replace": keys.layers}  # no experts
     if keys.whole("expert_count", 0):
-        kind = {"model_type": "deepseek_v3" if third else "deepseek_v2", **_routed(keys)}
+        kind = {"model_type": "deepseek_v3" if third else "deepseek_v2", **_routed(keys, (_SOFTMAX, _SIGMOID))}
         if not third and (odd := _beyond_greedy(kind)):
             raise refused(keys.header.place, f"its {keys.arch}.{odd} is more than a deepseek_v2 weighs by")
         kind |= {} if third else {"topk_method": "greedy"}
@@ -248,7 +248,8 @@ def _local(keys: Keys) -> dict[str, Any]:
     }
 
 
-def _routed(keys: Keys) -> dict[str, Any]:
+def _routed(keys: Keys, known: tuple[int, ...] = (_SIGMOID,)) -> dict[str, Any]:
+    gating(keys, known)
     found = experts(keys)
     groups = keys.whole("expert_group_count", 1) or 1
     return {

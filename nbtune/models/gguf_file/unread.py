@@ -16,6 +16,8 @@ UNREAD: dict[str, tuple[str, ...]] = {
     "glm4": (_SECTIONS,),
     "glm4moe": (_SECTIONS,),
     "gpt-oss": (_SLIDING_BASE,),
+    "lfm2": ("attention.sliding_window",),
+    "lfm2moe": ("attention.sliding_window",),
     "llama4": (_SLIDING_BASE,),
     "granite": ("deepstack_mapping",),
 }
