@@ -286,6 +286,7 @@ def plan(
     nodes: int = 1,
     network: float | None = None,
     rows: Mapping[str, Any] | None = None,
+    runs_dir: str | Path | None = None,
     first_line: int = 1,
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.snapshot import copy_snapshot
-from nbtune.engine import job_files, objects, peft_start, reward_models, warm_start
+from nbtune.engine import beginnings, job_files, objects, peft_start, warm_start
 from nbtune.engine.launcher import launched_on
 from nbtune.errors import SpecError
 from nbtune.planner import Plan
@@ -88,6 +88,7 @@ def plan(
     nodes: int = 1,
     network: float | None = None,
     rows: Mapping[str, Any] | None = None,
+    runs_dir: str | Path | None = None,
     first_line: int = 1,
     **fields: Any,
 ) -> Plan:
@@ -96,7 +97,7 @@ def plan(
         plan = nbtune.plan(data=[{"prompt": "Hi", "completion": "Ahoy!"}], steps=2)
 
     Args:
-        spec, rows, first_line, fields: as in `finetune`.
+        spec, rows, runs_dir, first_line, fields: as in `finetune`.
         machine: plan for one that is not here: ``t4``, ``colab``, ``rtx4090``, ``8xh100``, ``mac-32``, ``24GB`` …
             (`nbtune.device.MACHINES`).
         nodes: how many such machines share each step, with all of their GPUs where `gpus` says nothing.
@@ -111,7 +112,10 @@ def plan(
     with _placing(spec, first_line):
         sources, things = _sources(asked, variables), objects.Objects.of(asked, variables)
     with things.described() as run_spec:
-        if where is not None:  # a model that was handed over lies here: there it need not
+        if where is None:
+            with _placing(spec, first_line):
+                beginnings.looked_at(things.spec, run_spec, run_folder.runs_root(runs_dir))
+        else:  # a model that was handed over lies here: there it need not
             run_spec = run_spec.model_copy(update={"device": asked.device, "dtype": asked.dtype})
         with _placing(spec, first_line):
             return planned(run_spec, sources, where)
@@ -227,7 +231,7 @@ class _Asked:
         self, name: str, root: Path, on_busy: Literal["attach", "restart", "queue"], job: job_files.Job | None = None
     ) -> Run:
         """Start the run here, or as a job, once all of it was looked at; or attach to the one that works."""
-        from nbtune import data, models
+        from nbtune import data
 
         busy = next((run for run in runs(root) if run.name == name and run.alive), None)
         if busy is not None and on_busy == "attach":
@@ -239,13 +243,7 @@ class _Asked:
         if job is None:
             _count_processes(self.spec)
         with self._places(), self.things.described() as local:
-            models.resolve(local.model, weights=False, trust_remote_code=local.trust_remote_code)
-            objects.check_vocabulary(local)
-        theirs = peft_start.folder_of(self.spec)
-        older = run_folder.find(self.spec.start_from, root) if self.spec.start_from and theirs is None else None
-        if older is not None:
-            warm_start.check(older, self.spec)
-        reward_models.check_reward_models(self.spec, root)
+            older, theirs = beginnings.looked_at(self.spec, local, root)
         travels = isinstance(job, job_files.ExportedJob)
         if travels:
             job_files.refuse_what_stays(self.spec, sources)

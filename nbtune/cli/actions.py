@@ -103,7 +103,8 @@ def plan(given: Any) -> None:
     with work(), request():
         spec = spec_of(given.spec, given.set)
         with placed(given.spec):
-            plan_made = nbtune.plan(spec, machine=given.machine, nodes=given.nodes, network=given.network)
+            how: dict[str, Any] = {"machine": given.machine, "nodes": given.nodes, "network": given.network}
+            plan_made = nbtune.plan(spec, runs_dir=given.runs, **how)
     if given.table:
         ways = plan_made.table()
         return result({"ways": [vars(way) for way in ways]}, as_json=given.json, text=str(ways))

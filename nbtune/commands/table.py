@@ -104,7 +104,7 @@ def _of_spec(name: str, sentence: str, *takes: Argument) -> Command:
 
 
 _PLAN = _of_spec(
-    "plan", "What a run would cost: memory, disk, download, time, and why.", MACHINE, NODES, NETWORK, TABLE
+    "plan", "What a run would cost: memory, disk, download, time, and why.", MACHINE, NODES, NETWORK, TABLE, RUNS
 )
 _LR_FIND = _of_spec(
     "lr-find", "Propose a learning rate, from a short sweep on a copy: the curve, and where the loss falls fastest."

@@ -36,7 +36,7 @@ from nbtune.engine.online import Online
 from nbtune.engine.run_loss import head_of_run, loss_of_run, without_teacher
 from nbtune.engine.short_of_memory import give_up
 from nbtune.engine.telemetry import Gauge
-from nbtune.engine.warm_start import begin_with
+from nbtune.engine.warm_start import begin_with, check_labels
 from nbtune.methods import METHODS
 from nbtune.models.first_values import keep_first_values, kept_in
 from nbtune.models.heads import with_outputs
@@ -159,6 +159,7 @@ class _Engine:
         max_len = facts.row_tokens(spec.sequence_len)
         sources = data.open_snapshot(folder / "data")
         spec = self.spec = with_labels(spec, sources)
+        check_labels(folder, spec)
         self.data: Prepared = data.prepare_data(
             sources,
             tokenizer,

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
+from nbtune.methods import METHODS
+from nbtune.models.heads import SCORE, read_head, write_head
 from nbtune.spec import RunSpec
 from nbtune.spec.placement import BY_FORMAT
 from nbtune.store import checkpoints
@@ -88,27 +90,56 @@ def _fields(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         "layers_to_transform": [layers] if isinstance(layers, int) else layers or (),
         "rank_pattern": config.get("rank_pattern") or {},
         "alpha_pattern": config.get("alpha_pattern") or {},
-        "modules_to_save": config.get("modules_to_save") or (),
+        "modules_to_save": [name for name in config.get("modules_to_save") or () if name != SCORE],
         "trainable_token_indices": tokens,
     }
+
+
+def check(folder: Path, spec: RunSpec) -> None:
+    """Refuse an adapter that a run could not go on from, by the header of its file.
+
+    Args:
+        spec: with `with_its_adapter`, and a model that is there.
+    Raises:
+        SpecError: it holds something else than a LoRA, or is of another model.
+        TrainError: its file is not whole.
+    """
+    from nbtune.models.outline_facts import trained_shapes
+
+    if not (folder / FILE).is_file():
+        raise SpecError(f"it has no {FILE}", place=folder.name, fix="save it as safetensors: nbtune opens no pickles")
+    saved = tuple(load(folder / CONFIG).get("modules_to_save") or ())
+    found = {_name(name, saved, folder): shape for name, shape in checkpoints.shapes_in(folder / FILE).items()}
+    scores = [name for name in found if f".{SCORE}." in name]
+    if scores and not METHODS[spec.method].head:
+        raise _refused(folder, f"it ends with a head of scores, and method `{spec.method}` has none")
+    wanted = trained_shapes(spec.model, spec.adapter, trust_remote_code=spec.trust_remote_code)
+    found = {name: shape for name, shape in found.items() if name not in scores}
+    if wanted is not None and found != wanted:
+        odd = min(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+        told = [str([*shapes[odd]]) if odd in shapes else "absent" for shapes in (found, wanted)]
+        raise SpecError(
+            f"the adapter in `{folder.name}` is of another model: `{odd}` is {told[0]} there, {told[1]} here",
+            place="start_from",
+            fix="name its base as `model`, or drop `start_from`",
+        )
 
 
 def take_along(folder: Path, made: Path) -> None:
     """Write into a new run's folder what the adapter has learnt, by the names that a run's weights have.
 
     Raises:
-        SpecError: it holds something else than a LoRA.
         TrainError: its file is not whole.
     """
     from safetensors.torch import save_file
 
-    if not (folder / FILE).is_file():
-        raise SpecError(f"it has no {FILE}", place=folder.name, fix="save it as safetensors: nbtune opens no pickles")
     weights = checkpoints.weights_in(folder / FILE)
     saved = tuple(load(folder / CONFIG).get("modules_to_save") or ())
     renamed: dict[str, torch.Tensor] = {_name(name, saved, folder): value.float() for name, value in weights.items()}
     (made / "start").mkdir(exist_ok=True)
     save_file(renamed, made / "start" / checkpoints.WEIGHTS)
+    if (head := read_head(folder)) is not None:
+        write_head(head, made / "start")
 
 
 def _name(name: str, saved: tuple[str, ...], folder: Path) -> str:
@@ -120,6 +151,8 @@ def _name(name: str, saved: tuple[str, ...], folder: Path) -> str:
     if name.endswith(".lora_magnitude_vector"):
         return f"{name}.default.weight"
     module, _, kind = name.rpartition(".")
+    if SCORE in saved and module.endswith(f".{SCORE}"):
+        return name
     if any(module == end or module.endswith(f".{end}") for end in saved):
         return f"{module}.modules_to_save.default.{kind}"
     raise _refused(folder, f"it holds `{name}`")

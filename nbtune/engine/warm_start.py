@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nbtune.data.prepare.labels import labels_of
 from nbtune.data.sources.snapshot import changed_rows
 from nbtune.errors import SpecError, TrainError
+from nbtune.methods import METHODS
 from nbtune.models.first_values import FILE as FIRST_VALUES
+from nbtune.models.heads import SCORE, Head, head_of, names, read_head, write_head
 from nbtune.spec import RunSpec
 from nbtune.store import checkpoints, foreign
 from nbtune.store.folder import name_of, read_spec
@@ -30,7 +33,7 @@ def check(old: Path, spec: RunSpec) -> None:
     """Refuse a run in `old` whose weights are of another shape than `spec` trains.
 
     Raises:
-        SpecError: another model, or another adapter.
+        SpecError: another model, another adapter, or a head of scores for another use.
         TrainError: nothing was saved yet, or another trainer made it.
     """
     foreign.refuse(old, "begin with what it learnt")
@@ -50,8 +53,36 @@ def check(old: Path, spec: RunSpec) -> None:
                 place="start_from",
                 fix=f"write `{key}: {was}`, or drop `start_from`",
             )
+    _check_heads(spec, theirs.method, read_head(old / "adapter"))
     if checkpoints.latest(old) is None:
         raise TrainError(f"the run `{old.name}` has nothing trained yet", fix="let it train until its first checkpoint")
+
+
+def _check_heads(spec: RunSpec, method: str, head: Head | None) -> None:
+    """Refuse scores that a method does not give, or gives of other labels; where nothing gave scores, they begin
+    anew."""
+    if METHODS[method].head and method != spec.method:
+        raise SpecError(
+            f"`{spec.start_from}` learnt scores by method `{method}`, which are nothing to method `{spec.method}`",
+            place="start_from",
+            fix=f"write `method: {method}`, or drop `start_from`",
+        )
+    mine = labels_of(spec)
+    if head is not None and mine and mine != head.labels:
+        raise SpecError(
+            f"`{spec.start_from}` tells apart {names(head.labels)}, in this order, and this run {names(mine)}",
+            place="start_from",
+            fix=f"write `labels: [{names(head.labels)}]`, or drop `start_from`",
+        )
+
+
+def check_labels(folder: Path, spec: RunSpec) -> None:
+    """Refuse rows of other labels than those of the head that a run in `folder` begins with.
+
+    Raises:
+        SpecError: they are others, or in another order.
+    """
+    _check_heads(spec, spec.method, read_head(folder / "start"))
 
 
 def take_along(old: Path, folder: Path) -> None:
@@ -64,6 +95,8 @@ def take_along(old: Path, folder: Path) -> None:
     refuse_links(old, last.relative_to(old).as_posix(), error=TrainError)
     (folder / "start").mkdir(exist_ok=True)
     shutil.copyfile(last / checkpoints.WEIGHTS, folder / "start" / checkpoints.WEIGHTS)
+    if (head := read_head(old / "adapter")) is not None:
+        write_head(head, folder / "start")
 
 
 def same_beginning(old: Path, made: Path) -> None:
@@ -82,7 +115,12 @@ def begin_with(folder: Path, model: torch.nn.Module) -> None:
         TrainError: it is of another model or adapter.
     """
     file = folder / "start" / checkpoints.WEIGHTS
-    if file.exists() and not checkpoints.put_back(file, model):
+    if not file.exists():
+        return
+    scores = head_of(model)
+    begun = any(f".{SCORE}." in name for name in checkpoints.shapes_in(file))
+    anew = [] if scores is None or begun else list(scores[1].parameters())
+    if not checkpoints.put_back(file, model, but=anew):
         raise _others(folder)
 
 

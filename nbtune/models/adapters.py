@@ -10,7 +10,7 @@ from nbtune.errors import SpecError
 from nbtune.models.adapter_file import chosen
 from nbtune.models.adapter_patterns import is_one_of, unfrozen
 from nbtune.models.adapter_targets import Targets, leads_out, linear_names, targets_of, turned
-from nbtune.models.first_values import beside_the_base, recall, remember
+from nbtune.models.first_values import begin, beside_the_base, by_peft, recall, remember
 from nbtune.models.first_values import check as check_first_values
 from nbtune.models.heads import SCORE, Head, head_of, write_head
 from nbtune.models.transformers_state import hidden_bars
@@ -58,27 +58,34 @@ def add_adapter(
 
     for p in model.parameters():
         p.requires_grad_(False)
-    targets, known = targets_of(model, adapter), linear_names(model)
+    targets, lines = targets_of(model, adapter), linear_names(model)
     check_first_values(model, adapter, targets)
-    config = _config_of(model, adapter, targets, known_values=first_values is not None)
+    known = by_peft(model, adapter, targets)
+    config = _config_of(model, adapter, targets, known)
     with torch.random.fork_rng(devices=_cuda_devices(model)):
         torch.manual_seed(seed)
         try:
-            made = get_peft_model(model, config)  # type: ignore[arg-type]
+            with warnings.catch_warnings():  # of patterns for experts' stacks, which it takes: `check_patterns` looks
+                warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys")
+                made = get_peft_model(model, config)  # type: ignore[arg-type]
         except ValueError as e:
             raise SpecError(
                 f"the adapter cannot go onto this model: {str(e).splitlines()[0][:160]}",
                 place="adapter.target_modules",
-                fix=f"Use all-linear, or some of: {', '.join(known)}.",
+                fix=f"Use all-linear, or some of: {', '.join(lines)}.",
             ) from e
+        if first_values is None and not known:
+            begin(made, adapter)
+    if adapter.type == "ia3":
+        _keep_types(made)
     if adapter.keeps_first_values:
         keep = {"taken_out": adapter.changes_base}
         recall(made, first_values, **keep) if first_values is not None else remember(made, **keep)
     return made
 
 
-def _config_of(model: Any, adapter: "AdapterSpec", targets: "Targets", *, known_values: bool) -> Any:
-    """Return peft's config of an adapter on these layers."""
+def _config_of(model: Any, adapter: "AdapterSpec", targets: "Targets", first: str) -> Any:
+    """Return peft's config of an adapter on these layers, with the first values that it knows."""
     if adapter.type == "ia3":
         return _factors(model, adapter, targets)
     return _config(
@@ -93,7 +100,7 @@ def _config_of(model: Any, adapter: "AdapterSpec", targets: "Targets", *, known_
         use_dora=adapter.type == "dora",
         rank_pattern=dict(adapter.rank_pattern),
         alpha_pattern=dict(adapter.alpha_pattern),
-        init_lora_weights=_first_values(adapter, known=known_values),
+        init_lora_weights=first or True,
         modules_to_save=list(adapter.modules_to_save) or None,
         trainable_token_indices=_tokens(model, adapter),
         bias=adapter.bias,
@@ -114,6 +121,19 @@ def _factors(model: Any, adapter: "AdapterSpec", targets: "Targets") -> Any:
     )
 
 
+def _keep_types(model: Any) -> None:
+    """Let factors of 4-bit layers give what they are given, 16 bits for 16: peft's give 32."""
+    from peft.tuners.ia3 import IA3Layer
+
+    for module in model.modules():
+        if isinstance(module, IA3Layer) and not module.get_base_layer().weight.is_floating_point():
+            module.register_forward_hook(_as_given)  # type: ignore[attr-defined]
+
+
+def _as_given(_: Any, given: tuple[Any, ...], result: Any) -> Any:
+    return result.to(given[0].dtype)
+
+
 def _config(adapter: "AdapterSpec", **fields: Any) -> Any:
     """Return peft's config. It warns of first values with rsLoRA and patterns, which its own conversion of what is
     saved does not manage; ours does (`nbtune.models.first_values.beside_the_base`)."""
@@ -123,12 +143,6 @@ def _config(adapter: "AdapterSpec", **fields: Any) -> Any:
         if adapter.changes_base:
             warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA")
         return LoraConfig(**fields)
-
-
-def _first_values(adapter: "AdapterSpec", *, known: bool) -> Any:
-    """Return what peft calls them; such as are known already are put in afterwards."""
-    asked = adapter.init_lora_weights
-    return True if asked in ("default", "loftq") or (known and adapter.changes_base) else asked
 
 
 def _tokens(model: Any, adapter: "AdapterSpec") -> Any:
@@ -194,7 +208,7 @@ def save_adapter(
     tensors, config = beside_the_base(model, tensors, peft_config[adapter].to_dict())
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     if scores is not None:
-        config |= {"task_type": scores[0].task, "modules_to_save": [SCORE]}
+        config |= {"task_type": scores[0].task, "modules_to_save": [*(config["modules_to_save"] or ()), SCORE]}
     config["base_model_name_or_path"] = _public_name(base or config.get("base_model_name_or_path") or "")
     config["inference_mode"] = True
     text = json.dumps(chosen({k: _plain(v) for k, v in config.items()}), indent=2, sort_keys=True)

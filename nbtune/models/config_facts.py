@@ -37,6 +37,7 @@ class ModelFacts:
         weights_bytes: size of the weights on disk.
         dtype: of most weights on disk, in torch's spelling.
         trained: how many numbers the adapter trains, where that was counted (`nbtune.models.outline_facts`).
+        trained_in_head: of these in a head that is no embedding, which a head of scores leaves idle.
         experts_used: share of a mixture's experts that a token goes through.
         targets: the names of the weights that the adapter is put onto, counted alike.
         kinds: of what is trained (`nbtune.models.parameter_kinds`), counted alike; empty: nobody knows.
@@ -70,6 +71,7 @@ class ModelFacts:
     kinds: tuple[str, ...] = ()
     turns_at: int | None = None
     experts_used: float = 1.0
+    trained_in_head: int = 0
     head_norms: bool = False
     norms_behind: bool = False
     layer_norms: bool = False

@@ -124,6 +124,60 @@ def recall(model: Any, file: Path, *, taken_out: bool) -> None:
     model.nbtune_first_values = first
 
 
+def by_peft(model: "nn.Module", adapter: "AdapterSpec", targets: "Targets") -> str:
+    """Return which first values peft gives, by its name for them; "": its default ones, or `begin` gives them.
+
+    Of those that are taken out of the base, peft computes the factors, then rounds them to the base's type: what it
+    took out is not their product, and a run that goes on would take out another one. And orthogonal ones it makes in
+    the type of the base's numbers, which cannot be learnt where these have 4 bits, and of one expert of several.
+    """
+    from nbtune.models.adapter_targets import adapted_weights
+
+    first = adapter.init_lora_weights
+    whole = not targets.parameters and all(w.is_floating_point() for w in adapted_weights(model, targets).values())
+    return first if first == "gaussian" or (first == "orthogonal" and whole) else ""
+
+
+def begin(model: Any, adapter: "AdapterSpec") -> None:
+    """Give a new LoRA the first values that peft does not (`by_peft`); of an outline nothing is computed."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    first = adapter.init_lora_weights
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer) and "default" in m.lora_A]
+    with torch.no_grad():
+        for layer in layers if not any(p.is_meta for p in model.parameters()) else []:
+            if first == "orthogonal":
+                _orthogonal(layer)
+            elif adapter.changes_base:
+                _take_out(layer, first)
+
+
+def _take_out(layer: Any, first: str) -> None:
+    weight = layer.get_base_layer().weight
+    whole = weight.data.clone()
+    if first == "olora":
+        layer.olora_init("default")
+    else:
+        layer.pissa_init("default", first)
+    weight.data = whole
+    _subtract(layer)
+
+
+def _orthogonal(layer: Any) -> None:
+    """Let A and B be of the odd and the even rows of an orthogonal matrix, each expert's of one of its own, so that
+    their product is zero and neither of them is (after datta0.github.io/posts/rethink-lora-init)."""
+    import torch
+
+    a, b, rank = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.r["default"]
+    several = a.shape[0] // rank
+    rows, columns = a.view(several, rank, -1), b.view(-1, rank, several)
+    for expert in range(several):
+        q, _ = torch.linalg.qr(torch.randn(rank, rank))
+        rows[expert] = (torch.randn(a.shape[1], rank // 2) @ q[0::2]).T / 10
+        columns[:, :, expert] = torch.randn(rank // 2, b.shape[0]).T @ q[1::2] / 10
+
+
 def _subtract(layer: Any) -> None:
     """Take B A out of a layer's weight as peft does: in fp32, rounded once."""
     import torch

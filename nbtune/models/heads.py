@@ -93,11 +93,17 @@ def add_head(model: "nn.Module", head: Head, *, seed: int, pad: int | None = Non
         score.weight.copy_(torch.randn(score.weight.shape, generator=chance) * spread)
         if biased:
             score.bias.zero_()
-    own = lm.get_output_embeddings()
-    if own is not None and own.weight is not lm.get_input_embeddings().weight:
-        own.requires_grad_(False)
+    for parameter in unasked(lm):
+        parameter.requires_grad_(False)
     lm.add_module(SCORE, score.to(next(lm.parameters()).device))
     lm.nbtune_head, lm.nbtune_pad = head, pad if config.pad_token_id is None else config.pad_token_id
+
+
+def unasked(model: Any) -> "list[nn.Parameter]":
+    """Return the numbers of a model's own head, which has no part in scores: none where they are the embedding's."""
+    own = model.get_output_embeddings()
+    apart = own is not None and own.weight is not model.get_input_embeddings().weight
+    return list(own.parameters()) if apart else []
 
 
 def with_outputs(facts: ModelFacts, head: Head | None) -> ModelFacts:
@@ -106,7 +112,7 @@ def with_outputs(facts: ModelFacts, head: Head | None) -> ModelFacts:
         return facts
     each = facts.hidden_size + (head.of == "token")
     kinds = tuple(sorted({*facts.kinds, "head"})) if facts.kinds else ()
-    return replace(facts, trained=facts.trained + each * len(head.labels), kinds=kinds)
+    return replace(facts, trained=facts.trained - facts.trained_in_head + each * len(head.labels), kinds=kinds)
 
 
 def head_of(model: "nn.Module") -> "tuple[Head, nn.Module] | None":

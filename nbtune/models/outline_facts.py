@@ -16,6 +16,7 @@ from nbtune.models.adapters import add_adapter
 from nbtune.models.config_facts import ModelFacts
 from nbtune.models.experts.stacks import lora_numbers
 from nbtune.models.first_values import check as check_first_values
+from nbtune.models.heads import unasked
 from nbtune.models.loading import outline, resolve
 from nbtune.models.parameter_kinds import kinds_of
 
@@ -41,10 +42,17 @@ def counted(facts: ModelFacts, model: str, adapter: "AdapterSpec", *, trust_remo
     """
     folder = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     config = (Path(folder) / "config.json").read_text(encoding="utf-8")
-    trained, linear, stacked, targets, kinds = _count(str(folder), config, adapter, trust_remote_code)
-    norms = _norms(str(folder), config, trust_remote_code) if linear is not None else {}
-    counts = {"trained": trained, "linear": linear, "stacked": stacked, "targets": targets, "kinds": kinds}
-    return replace(facts, **counts, **norms)  # type: ignore[arg-type]
+    trained, linear, stacked, targets, kinds, in_head = _count(str(folder), config, adapter, trust_remote_code)
+    norms: dict[str, Any] = _norms(str(folder), config, trust_remote_code) if linear is not None else {}
+    counts: dict[str, Any] = {
+        "trained": trained,
+        "linear": linear,
+        "stacked": stacked,
+        "targets": targets,
+        "kinds": kinds,
+    }
+    counts["trained_in_head"] = in_head
+    return replace(facts, **counts, **norms)
 
 
 def outlined(model: str, *, trust_remote_code: bool = False) -> Any:
@@ -78,14 +86,14 @@ def _norms(place: str, config: str, trust_remote_code: bool) -> dict[str, bool]:
     }
 
 
-_Count = tuple[int | None, int | None, int, tuple[str, ...], tuple[str, ...]]
+_Count = tuple[int | None, int | None, int, tuple[str, ...], tuple[str, ...], int]
 
 
 @lru_cache(maxsize=32)
 def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: bool) -> _Count:
     """Return numbers that are trained, those in linear layers beside the head, those in stacks of matrices (experts),
-    the names of the weights that the adapter is put onto, and the kinds of what is trained."""
-    import torch
+    the names of the weights that the adapter is put onto, the kinds of what is trained, and how many of these numbers
+    are a head's that is no embedding."""
     from torch import nn
 
     try:
@@ -93,7 +101,7 @@ def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: b
     except SpecError:
         raise
     except Exception:  # noqa: BLE001 — a model's own code may want numbers; what is wrong with it, loading says
-        return None, None, 0, (), ()
+        return None, None, 0, (), (), 0
     head = model.get_output_embeddings()
     past = read_past(model)
     linear = sum(m.weight.numel() for name, m in linears(model) if m is not head and name not in past)
@@ -102,7 +110,7 @@ def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: b
     if adapter.type == "full":
         whole = dict(model.named_parameters())
         chosen = [(name, whole[name]) for name in unfrozen(model, adapter)]
-        return sum(p.numel() for _, p in chosen), linear, stacked, (), _kinds(model, chosen)
+        return sum(p.numel() for _, p in chosen), linear, stacked, (), _kinds(model, chosen), _in_head(model, chosen)
     targets = targets_of(model, adapter)
     check_first_values(model, adapter, targets)
     layers, weights = modules_of(model, targets.modules), adapted_weights(model, targets)
@@ -111,11 +119,45 @@ def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: b
     if linears_alone and adapter.same_everywhere:  # without peft, which imports for seconds
         ends = sum(lora_numbers(weight, adapter.r) for weight in weights.values())
         scales = sum(m.out_features for m in layers.values()) if adapter.type == "dora" else 0
-        return ends + scales, linear, stacked, names, ("lora_b", "matrix")
+        return ends + scales, linear, stacked, names, ("lora_b", "matrix"), 0
+    adapted, trained = _adapted(place, adapter, trust_remote_code)
+    whole = sum(p.numel() for _, p in trained)
+    return whole, linear, stacked, names, _kinds(adapted, trained), _in_head(adapted, trained)
+
+
+def _adapted(place: str, adapter: "AdapterSpec", trust_remote_code: bool) -> tuple[Any, list[tuple[str, Any]]]:
+    """Return an outline with the adapter, and what of it is trained."""
+    import torch
+
     own = outline(place, dtype=torch.float32, device="meta", trust_remote_code=trust_remote_code)
     adapted = add_adapter(own, adapter.model_copy(update={"init_lora_weights": "default"}), seed=0)
-    trained = [(name, p) for name, p in adapted.named_parameters() if p.requires_grad]
-    return sum(p.numel() for _, p in trained), linear, stacked, names, _kinds(adapted, trained)
+    return adapted, [(name, p) for name, p in adapted.named_parameters() if p.requires_grad]
+
+
+def trained_shapes(
+    name: str, adapter: "AdapterSpec", *, trust_remote_code: bool = False
+) -> dict[str, tuple[int, ...]] | None:
+    """Return the shape of all that an adapter trains, by its name in the model; None: that cannot be told without
+    numbers.
+
+    Args:
+        name: as of `counted`.
+    Raises:
+        SpecError: the adapter does not go onto the model.
+    """
+    place = str(resolve(name, weights=False, trust_remote_code=trust_remote_code))
+    try:
+        _, trained = _adapted(place, adapter, trust_remote_code)
+    except SpecError:
+        raise
+    except Exception:  # noqa: BLE001 — a model's own code may want numbers; what is wrong with it, loading says
+        return None
+    return {path: tuple(p.shape) for path, p in trained}
+
+
+def _in_head(model: Any, named: list[tuple[str, Any]]) -> int:
+    mute = {id(parameter) for parameter in unasked(model)}
+    return sum(p.numel() for _, p in named if id(p) in mute)
 
 
 def _kinds(model: Any, named: list[tuple[str, Any]]) -> tuple[str, ...]:

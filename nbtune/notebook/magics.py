@@ -116,7 +116,7 @@ class NbtuneMagics(Magics):
         if environment.has_page(self.shell):
             from nbtune.widgets import form
 
-            return display(form(nbtune.plan, self._start, self.shell.user_ns))
+            return display(form(self._planned, self._start, self.shell.user_ns))
         data = next(
             (name for name, value in self.shell.user_ns.items() if _is_rows(name, value)), "nbtune/json-answers"
         )
@@ -152,7 +152,7 @@ class NbtuneMagics(Magics):
         if environment.has_page(self.shell):
             from nbtune.widgets import home
 
-            return display(home(self._handle, nbtune.plan, self._start, self.shell.user_ns, runs_root(runs_dir)))
+            return display(home(self._handle, self._planned, self._start, self.shell.user_ns, runs_root(runs_dir)))
         display(runs_table(nbtune.runs(runs_dir=runs_dir)))
         return say("`%finetune` shows how to start a run, `%nbtune?` what else there is.")
 
@@ -250,9 +250,13 @@ class NbtuneMagics(Magics):
             self.shell.user_ns["losses"] = losses
         display(losses)
 
+    def _planned(self, spec: Any, **more: Any) -> Any:
+        return nbtune.plan(spec, runs_dir=self._runs_dir(None), **more)
+
     def _plan(self, spec: Any, request: flags.Request) -> None:
-        rows, nodes, network = self.shell.user_ns, request.nodes, request.network
-        plan = nbtune.plan(spec, rows=rows, machine=request.machine, nodes=nodes, network=network)
+        how: dict[str, Any] = {"rows": self.shell.user_ns, "runs_dir": self._runs_dir(request.runs_dir)}
+        how |= {"machine": request.machine, "nodes": request.nodes, "network": request.network}
+        plan = nbtune.plan(spec, **how)
         if request.table:
             return display(plan.table())
         show_plan(plan)

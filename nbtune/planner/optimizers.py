@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from nbtune.errors import PlanError
+from nbtune.methods import METHODS
 from nbtune.spec.learning import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ def check_optimizer(spec: RunSpec, model: ModelFacts, device: DeviceFacts) -> No
             raise _missing(name, f"is in torch from 2.9 on, this is {torch.__version__}", "write `optim: adamw`")
         if model.kinds and not {"matrix", "lora_b"} & {*model.kinds}:
             raise _missing(name, "is for matrices of the blocks, and none is trained", "write `optim: adamw`")
+    if METHODS[spec.method].head and model.trained_in_head and spec.adapter.modules_to_save:
+        raise PlanError(
+            f"the model's own head would be trained, and method `{spec.method}` asks only its head of scores",
+            place="adapter.modules_to_save",
+            fix="drop the head there: the one of scores is always trained",
+        )
     _rates_are_somebodys(spec, model.kinds or _by_the_adapter(spec))
 
 

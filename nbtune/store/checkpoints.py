@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -241,16 +241,18 @@ def _disk_errors() -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
-def put_back(file: Path, model: torch.nn.Module) -> bool:
-    """Put saved weights into all that is trained; False, and nothing done, if they are of another model or adapter."""
+def put_back(file: Path, model: torch.nn.Module, *, but: Collection[torch.nn.Parameter] = ()) -> bool:
+    """Put saved weights into all that is trained but some; False, and nothing done, if they are of another model or
+    adapter."""
     import torch
 
-    if not fit(shapes_in(file), model):  # before any of it is read: a header may tell of any size
+    left = {id(parameter) for parameter in but}
+    if not fit(shapes_in(file), model, but=left):  # before any of it is read: a header may tell of any size
         return False
     weights = weights_in(file)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and id(parameter) not in left:
                 mine(parameter).copy_(part_of(weights[name], parameter))
     return True
 
@@ -318,9 +320,10 @@ def _whole_optimizer(file: Path) -> Iterator[Path]:
         raise TrainError(f"{file.name} is not whole: {why}", place=file.parent.name, fix=fix) from error
 
 
-def fit(shapes: Mapping[str, tuple[int, ...]], model: torch.nn.Module) -> bool:
-    """Return whether saved weights of these shapes are those of all that is trained."""
-    return shapes == {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+def fit(shapes: Mapping[str, tuple[int, ...]], model: torch.nn.Module, *, but: Collection[int] = ()) -> bool:
+    """Return whether saved weights of these shapes are those of all that is trained, but parameters of these `id`s."""
+    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) not in but)
+    return shapes == {name: tuple(p.shape) for name, p in trained}
 
 
 def load_weights(checkpoint: Path, model: torch.nn.Module) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from nbtune.errors import NbtuneError
 
-KINDS = ("specs", "rows", "models", "runs", "trained", "gguf", "held")
+KINDS = ("specs", "rows", "models", "runs", "trained", "gguf", "held", "pairs")
 FINE = ("accepted", "refused")
 BUG = "a bug in nbtune or a library"
 
@@ -40,7 +40,9 @@ def trial(kind: str, seed: int, folder: Path) -> Verdict:
     Args:
         folder: an empty one, for the case's files.
     """
-    made: Any = import_module(f"tests.fuzz.{kind}").make(random.Random(f"{kind} {seed}"), folder)
+    module: Any = import_module(f"tests.fuzz.{kind}")
+    numbered = {"number": seed} if kind == "pairs" else {}  # whose cases are the rows of an array
+    made: Any = module.make(random.Random(f"{kind} {seed}"), folder, **numbered)
     return verdict_on(made.attempt, made.given)
 
 
