@@ -490,8 +490,8 @@ TRAIN = (
     mutant(
         "start-from-starts-anew",
         "engine/warm_start.py",
-        "if file.exists() and not checkpoints.put_back(file, model):",
-        "if file.exists() and not checkpoints.fit({}, model) and False:",
+        "if not checkpoints.put_back(file, model, but=anew):",
+        "if not checkpoints.fit({}, model) and False:",
         "engine/test_warm_start.py::test_it_begins_where_the_other_ended_and_leaves_that_alone",
     ),
     mutant(
