@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 _FOLDERS = {"model": "models", "dataset": "datasets"}
+_WAIT = 5.0  # seconds that the Hub has for an answer
+_REMEMBERED = 30.0  # seconds in which it is not asked again, and one that kept us waiting is not waited for again
+_asked: dict[str, tuple[float, Exception | None]] = {}
 
 
 def user_cache() -> Path:
@@ -74,6 +78,38 @@ def shared_snapshot(kind: str, repo: str, revision: str | None = None) -> Iterat
         path = snapshot(cache, kind, repo, revision)
         if path is not None:
             yield path
+
+
+def silence(kind: str, repo: str) -> Exception | None:
+    """Return why the Hub does not answer; None: it does, whatever it says of the repository, or it must not be asked.
+
+    It is asked once, for a few seconds (``HF_HUB_ETAG_TIMEOUT``). Its own libraries ask six times for what was never
+    downloaded, half a minute where the network is down, and without end a server that takes the question and is silent.
+
+    Args:
+        kind: ``model`` or ``dataset``.
+        repo: ``owner/name``.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    before, said = _asked.get(constants.ENDPOINT, (-_REMEMBERED, None))
+    begun = time.monotonic()
+    if begun - before < _REMEMBERED:
+        return said
+    wait = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or _WAIT)
+    try:
+        HfApi().repo_info(repo, repo_type=kind, timeout=wait)
+    except OfflineModeIsEnabled:
+        return None
+    except (HfHubHTTPError, HFValidationError):
+        pass
+    except Exception as error:  # whatever the transport raises; a refusal comes at once, and is not remembered
+        if "Timeout" in type(error).__name__:
+            _asked[constants.ENDPOINT] = time.monotonic(), error
+        return error
+    _asked[constants.ENDPOINT] = time.monotonic(), None
+    return None
 
 
 def distrusted(error: BaseException) -> tuple[str, str] | None:

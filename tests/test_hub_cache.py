@@ -261,3 +261,60 @@ def test_an_endpoint_behind_a_proxy_and_a_certificate(certificate: tuple[Path, P
 
 def test_other_errors_are_no_matter_of_certificates() -> None:
     assert hub_cache.distrusted(OSError("Network is unreachable")) is None
+
+
+# --- a Hub that does not answer -------------------------------------------------------------------------------------
+
+ASK = """
+import json, os
+from nbtune import data, models
+from nbtune.errors import HubError
+from nbtune.spec import from_mapping
+said = []
+for name in json.loads(os.environ["TRIED"]):
+    try:
+        if name == "acme/small":
+            said.append(sorted(os.listdir(models.resolve(name))))
+        else:
+            (source,) = data.resolve(from_mapping({"data": {"source": name, **json.loads(os.environ["PART"])}}).data)
+            said.append([row["completion"] for row in source.load()])
+    except HubError as error:
+        said.append(error.cause)
+print(json.dumps(said))
+"""
+
+
+def asked(hub: FakeHub, home: Path, *names: str, **part: str) -> tuple[list[object], list[str]]:
+    """What comes of names in a process of its own, and the paths that it asked for."""
+    hub.requests.clear()
+    environ = client_environment(hub, home) | {"TRIED": json.dumps(names), "PART": json.dumps(part)}
+    environ |= {"HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_HUB_ETAG_TIMEOUT": "1"}
+    done = subprocess.run([sys.executable, "-c", ASK], env=environ, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), [path for _, path, _ in hub.requests]
+
+
+@pytest.mark.parametrize("how", ["drop", "stall"])
+def test_a_hub_that_is_silent_is_asked_once_and_what_was_downloaded_is_used(how: str, tmp_path: Path) -> None:
+    """Its libraries ask six times within half a minute, or wait without end, where nothing is cached."""
+    files = {path.name: (path.read_bytes(), False) for path in embedded.path().iterdir() if path.is_file()}
+    row = b'{"prompt": "a", "completion": "b"}\n'
+    with FakeHub() as hub:
+        hub.repos["acme/small"] = Repo(private=False, branches={"main": files})
+        hub.repos["acme/rows"] = Repo(private=False, branches={"main": {"train.jsonl": (row, False)}})
+        hub.repos["acme/rows"].branches["main"]["README.md"] = (b"# Rows\n", False)
+        before, _ = asked(hub, tmp_path, "acme/small", "acme/rows")
+        assert "config.json" in before[0]  # type: ignore[operator]
+        assert before[1] == ["b"]
+        for method in ("GET", "HEAD", "POST"):
+            hub.fail(method, "", how=how)
+        assert asked(hub, tmp_path, "acme/small")[0] == before[:1]
+        assert asked(hub, tmp_path, "acme/rows")[0] == before[1:]
+        assert asked(hub, tmp_path, "acme/rows", revision="main")[0] == before[1:]
+        (said,), paths = asked(hub, tmp_path, "acme/rows", revision="v2")
+        assert "it is not on this machine, and the Hub could not be reached" in str(said)
+        (said,), paths = asked(hub, tmp_path, "acme/others")
+        assert "it is not on this machine, and the Hub could not be reached" in str(said)
+        assert paths == ["/api/datasets/acme/others"]
+        (said,), _ = asked(hub, tmp_path / "new", "acme/small")
+        assert str(said).startswith("acme/small is not on this machine, and the Hub could not be reached")

@@ -119,15 +119,14 @@ def _download(model: str, weights: bool, trust_remote_code: bool) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
-        LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
 
     patterns = [*_SMALL, *(["*.safetensors"] if weights else []), *(["*.py"] if trust_remote_code else [])]
+    silence = hub_cache.silence("model", model)
     try:
-        folder = Path(snapshot_download(model, allow_patterns=patterns))
+        folder = Path(snapshot_download(model, allow_patterns=patterns, local_files_only=silence is not None))
     except HFValidationError as e:
         raise SpecError(f"{model!r} is no model id", fix="Write it as org/name, or name a folder.") from e
     except GatedRepoError as e:
@@ -139,11 +138,12 @@ def _download(model: str, weights: bool, trust_remote_code: bool) -> Path:
         raise HubError(
             f"the Hub knows no model {model}", fix="Check the spelling; for a private one, log in with `hf auth login`."
         ) from e
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as e:
-        if distrust := hub_cache.distrusted(e):
+    except Exception as e:  # no connection, or whatever the transport raises in the middle of a file
+        cause = silence or e
+        if distrust := hub_cache.distrusted(cause):
             raise HubError(distrust[0], place=model, fix=distrust[1]) from e
         raise HubError(
-            f"{model} is not on this machine, and the Hub could not be reached ({type(e).__name__})",
+            f"{model} is not on this machine, and the Hub could not be reached ({type(cause).__name__})",
             fix="Check the network, name a folder, or use the embedded model nbtune/tiny.",
         ) from e
     if not (folder / "config.json").is_file():

@@ -196,8 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._drip()
         if fault:
             return self._send(fault.status, {"error": "told to fail"}, fault.headers)
+        path = re.sub(r"^/(api/)?datasets/", lambda found: "/api/models/" if found[1] else "/", url.path)  # one place for both
         for method, pattern, function, needs_token in _ROUTES:
-            match = re.fullmatch(pattern, url.path)
+            match = re.fullmatch(pattern, path)
             if match and method == self.command:
                 if needs_token and not with_token:
                     return self._error(401, message="Invalid username or password.")
@@ -217,6 +218,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "RevisionNotFound", "Invalid rev id")
             return None
         return found
+
+    def _named(self, repo: str, branch: str) -> str:
+        """The branch that a commit is of."""
+        known = self.hub.repos.get(repo)
+        return next((name for name in known.branches if known.sha(name) == branch), branch) if known else branch
 
     # --- what the Hub does ----------------------------------------------------------------------------------------
 
@@ -338,6 +344,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(200, {**answer, "commitUrl": f"{self.hub.endpoint}/{repo}/commit/{sha}", "commitOid": sha})
 
     def info(self, _body: bytes, _query: dict[str, str], repo: str, branch: str = "main") -> None:
+        branch = self._named(repo, branch)
         found = self._repo(repo, branch)
         if found:
             siblings = [{"rfilename": path} for path in found.branches[branch]]
@@ -351,8 +358,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {**body, "tags": [], "downloads": 0, "likes": 0})
 
     def tree(self, _body: bytes, _query: dict[str, str], repo: str, branch: str, path: str = "") -> None:
-        known = self.hub.repos.get(repo)
-        branch = next((name for name in known.branches if known.sha(name) == branch), branch) if known else branch
+        branch = self._named(repo, branch)
         found = self._repo(repo, branch)
         if not found:
             return
@@ -366,6 +372,18 @@ class _Handler(BaseHTTPRequestHandler):
             rows.append(row)
         if path and not rows:
             return self._error(404, "EntryNotFound", "no such folder")
+        return self._send(200, rows)
+
+    def paths(self, body: bytes, _query: dict[str, str], repo: str, branch: str) -> None:
+        found = self.hub.repos.get(repo)
+        asked = urllib.parse.parse_qs(body.decode()).get("paths", [])
+        if found is None:
+            return self._error(404, "RepoNotFound", "Repository not found")
+        rows = [
+            {"type": "file", "path": path, "size": len(data), "oid": _git_sha(data)}
+            for path, (data, _) in found.branches[self._named(repo, branch)].items()
+            if path in asked
+        ]
         return self._send(200, rows)
 
     def resolve(self, _body: bytes, _query: dict[str, str], repo: str, branch: str, path: str) -> None:
@@ -419,6 +437,7 @@ _ROUTES: list[tuple[str, str, Any, bool]] = [
     ("GET", rf"/api/models/{_REPO}/revision/(?P<branch>[^/]+)", _Handler.info, True),
     ("GET", rf"/api/models/{_REPO}/tree/(?P<branch>[^/]+)", _Handler.tree, True),
     ("GET", rf"/api/models/{_REPO}/tree/(?P<branch>[^/]+)/(?P<path>.+)", _Handler.tree, True),
+    ("POST", rf"/api/models/{_REPO}/paths-info/(?P<branch>[^/]+)", _Handler.paths, True),
     ("GET", rf"/{_REPO}/resolve/(?P<branch>[^/]+)/(?P<path>.+)", _Handler.resolve, True),
     ("HEAD", rf"/{_REPO}/resolve/(?P<branch>[^/]+)/(?P<path>.+)", _Handler.resolve, True),
 ]

@@ -250,13 +250,11 @@ def saved_dataset(path: Path, name: str, split: str) -> Rows:
 
 def _hub(spec: SourceSpec, name: str) -> Source:
     def load() -> Rows:
-        import datasets
-
         try:
             with _quiet():
                 dataset = _shared_set(spec, name)
                 if dataset is None:
-                    dataset = datasets.load_dataset(name, spec.config, split=spec.split, revision=spec.revision)
+                    dataset = _hubs_own(spec, name)
         except Exception as error:
             if distrust := hub_cache.distrusted(error):
                 raise HubError(distrust[0], place=f"hub:{name}", fix=distrust[1]) from error
@@ -269,6 +267,32 @@ def _hub(spec: SourceSpec, name: str) -> Source:
         return rows_of(dataset, name)
 
     return Source(name, "hub", spec, load)
+
+
+def _hubs_own(spec: SourceSpec, name: str) -> Any:
+    """Return the set as the Hub has it, or where that does not answer, as the user's own cache has it.
+
+    Raises:
+        ConnectionError: it is not there, either.
+    """
+    import datasets
+    from datasets.packaged_modules.cache.cache import Cache
+
+    silence = hub_cache.silence("dataset", name)
+    if silence is None:
+        return datasets.load_dataset(name, spec.config, split=spec.split, revision=spec.revision)
+    which, known = {"version": "auto", "hash": "auto"}, spec.revision is None
+    if folder := spec.revision and hub_cache.snapshot(hub_cache.user_cache(), "dataset", name, spec.revision):
+        which, known = {"version": "0.0.0", "hash": folder.name}, True
+    try:
+        if not known:
+            raise ValueError(spec.revision)
+        kept = Cache(dataset_name=name.split("/")[-1], repo_id=name, config_name=spec.config, **which)
+        kept.download_and_prepare()  # looks whether it is there
+    except (ValueError, OSError):
+        cause = f"it is not on this machine, and the Hub could not be reached ({type(silence).__name__})"
+        raise ConnectionError(cause) from silence
+    return kept.as_dataset(split=spec.split)
 
 
 @contextmanager
