@@ -171,6 +171,7 @@ def validate(
     spec: RunSpec | Mapping[str, Any] | str | None = None,
     *,
     rows: Mapping[str, Any] | None = None,
+    runs_dir: str | Path | None = None,
     first_line: int = 1,
     model: str | PathLike[str] | Module = 'nbtune/tiny',
     tokenizer: str | PathLike[str] | PreTrainedTokenizerBase | None = None,
@@ -223,7 +224,7 @@ def validate(
     accelerate: bool = True,
     trust_remote_code: bool = False,
 ) -> RunSpec:
-    """Return whether a request can be meant: its keys and values, and the first rows of its data. Loads nothing else.
+    """Return whether a request can be meant: its keys and values, what it names on this machine, and the first rows of its data. Loads nothing else, and asks no network.
 
     Keys of a run:
         model: Model. The base: a Hub id, a folder, a GGUF file, nbtune/tiny (the embedded one), or a loaded model of a notebook.

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.snapshot import copy_snapshot
-from nbtune.engine import beginnings, job_files, objects, peft_start, warm_start
+from nbtune.engine import beginnings, job_files, objects, warm_start
 from nbtune.engine.launcher import launched_on
 from nbtune.errors import SpecError
+from nbtune.models.names import refuse_no_models
 from nbtune.planner import Plan
 from nbtune.run import Run, begin
 from nbtune.spec import RunSpec, placing
@@ -37,23 +38,30 @@ def _sources(spec: RunSpec, rows: Mapping[str, Any]) -> list[Source]:
 
 
 def validate(
-    spec: Spec = None, *, rows: Mapping[str, Any] | None = None, first_line: int = 1, **fields: Any
+    spec: Spec = None,
+    *,
+    rows: Mapping[str, Any] | None = None,
+    runs_dir: str | Path | None = None,
+    first_line: int = 1,
+    **fields: Any,
 ) -> RunSpec:
-    """Return whether a request can be meant: its keys and values, and the first rows of its data. Loads nothing else.
+    """Return whether a request can be meant: its keys and values, what it names on this machine, and the first rows of
+    its data. Loads nothing else, and asks no network.
 
         spec = nbtune.validate(data=[{"prompt": "Hi", "completion": "Ahoy!"}], steps=2)
 
     Args:
-        spec, rows, first_line, fields: as in `finetune`.
+        spec, rows, runs_dir, first_line, fields: as in `finetune`.
     Returns:
         the spec; rows that were handed over are named in it (``var:rows``).
     Raises:
         SpecError, DataError: with the line of a YAML text, what was wrong, and what to write instead.
     """
-
     run_spec, variables = _named(spec, fields, rows, first_line)
     with _placing(spec, first_line):
-        objects.Objects.of(run_spec, variables)
+        things = objects.Objects.of(run_spec, variables)
+        refuse_no_models(run_spec)
+        beginnings.named_runs(things.spec, runs_dir)
         _sources(run_spec, variables)
     _count_processes(run_spec)
     return run_spec
@@ -111,13 +119,13 @@ def plan(
     asked, variables = _named(spec, fields, rows, first_line)
     with _placing(spec, first_line):
         sources, things = _sources(asked, variables), objects.Objects.of(asked, variables)
+        begins = beginnings.named_runs(things.spec, runs_dir)
     with things.described() as run_spec:
-        if where is None:
-            with _placing(spec, first_line):
-                beginnings.looked_at(things.spec, run_spec, run_folder.runs_root(runs_dir))
-        else:  # a model that was handed over lies here: there it need not
+        if where is not None:  # a model that was handed over lies here: there it need not
             run_spec = run_spec.model_copy(update={"device": asked.device, "dtype": asked.dtype})
         with _placing(spec, first_line):
+            if where is None:
+                beginnings.look_at(begins, run_spec)
             return planned(run_spec, sources, where)
 
 
@@ -243,7 +251,8 @@ class _Asked:
         if job is None:
             _count_processes(self.spec)
         with self._places(), self.things.described() as local:
-            older, theirs = beginnings.looked_at(self.spec, local, root)
+            begins = beginnings.named_runs(self.spec, root)
+            beginnings.look_at(begins, local)
         travels = isinstance(job, job_files.ExportedJob)
         if travels:
             job_files.refuse_what_stays(self.spec, sources)
@@ -253,11 +262,9 @@ class _Asked:
         def fill(made: Path) -> None:
             data.snapshot(sources, made / "data", travels=travels)
             self.things.keep(made)
-            if older is not None:
-                objects.same_base(older, made)
-                warm_start.take_along(older, made)
-            if theirs is not None:
-                peft_start.take_along(theirs, made)
+            if begins.run is not None:
+                objects.same_base(begins.run, made)
+            begins.take_along(made)
 
         return begin(root, name, self.spec, fill, detach=self.detach, job=job)
 
@@ -287,7 +294,7 @@ def home(namespace: Mapping[str, Any] | None = None, runs_dir: str | Path | None
     from nbtune import widgets
 
     root = run_folder.runs_root(runs_dir)
-    return widgets.home(attach, plan, partial(_beside, runs_dir=root), namespace, root)
+    return widgets.home(attach, partial(plan, runs_dir=root), partial(_beside, runs_dir=root), namespace, root)
 
 
 def _beside(spec: RunSpec, *, name: str, runs_dir: Path | None, **more: Any) -> Run:

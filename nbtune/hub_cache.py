@@ -104,7 +104,7 @@ def silence(kind: str, repo: str) -> Exception | None:
         return None
     except (HfHubHTTPError, HFValidationError):
         pass
-    except Exception as error:  # whatever the transport raises; a refusal comes at once, and is not remembered
+    except Exception as error:  # noqa: BLE001 — whatever the transport raises; a refusal comes at once, and is not remembered
         if "Timeout" in type(error).__name__:
             _asked[constants.ENDPOINT] = time.monotonic(), error
         return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,10 @@ def test_what_is_in_it(wheel: Path) -> None:
     assert wheel.stat().st_size <= 12 * 2**20
     assert "License-Expression: Apache-2.0" in packages
     assert "Requires-Dist: torch" in packages
+    assert "Description-Content-Type: text/markdown" in packages
+    links = re.findall(r"""(?:\]\(|\b(?:src|srcset|href)=")([^)"\s]+)""", packages)
+    assert len(links) > 50
+    assert not [link for link in links if not link.startswith(("https://", "#"))]  # nothing lies beside it on PyPI
 
 
 def test_it_trains_in_an_empty_environment(wheel: Path, tmp_path: Path, outside: dict[str, str]) -> None:

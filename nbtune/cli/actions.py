@@ -132,14 +132,21 @@ def submit(given: Any) -> None:
 
 def validate(given: Any) -> None:
     """Show the spec as it was understood."""
+    from nbtune.models.names import remarks
     from nbtune.spec import to_yaml
 
     with work(), request():
         spec = spec_of(given.spec, given.set)
         with placed(given.spec):
             nbtune.validate(spec)
-    facts = spec.model_dump(mode="json", exclude_defaults=True)
-    result({"spec": facts}, as_json=given.json, text=f"{to_yaml(spec).rstrip()}\n# {given.spec.name} is fine")
+    facts, said = spec.model_dump(mode="json", exclude_defaults=True), remarks(spec)
+    for remark in said:
+        say(f"nbtune: {remark}")
+    result(
+        {"spec": facts, "warnings": said},
+        as_json=given.json,
+        text=f"{to_yaml(spec).rstrip()}\n# {given.spec.name} is fine",
+    )
 
 
 # -- of runs ------------------------------------------------------------------------------------------------------

@@ -259,6 +259,8 @@ class _Engine:
             steps = math.ceil(epochs_of(self.spec, per_epoch, plan.hidden_size) * per_epoch)
             plan = plan.model_copy(update={"total_steps": steps})
             check_warmup(spec, steps)
+        for said in plan.warnings:
+            self.emit(events.Warning(message=said))
         write_json(self.folder / "plan.json", plan.model_dump(mode="json"))
         return plan
 

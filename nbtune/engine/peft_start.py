@@ -11,7 +11,7 @@ from nbtune.models.heads import SCORE, read_head, write_head
 from nbtune.spec import RunSpec
 from nbtune.spec.placement import BY_FORMAT
 from nbtune.store import checkpoints
-from nbtune.untrusted import BadFile, load
+from nbtune.untrusted import BadFile, load, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -95,6 +95,26 @@ def _fields(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
+def weights_of(folder: Path) -> Path:
+    """Return the file with what an adapter has learnt.
+
+    Raises:
+        SpecError: there is none, or none that is not a pickle.
+    """
+    if not (folder / FILE).is_file():
+        raise SpecError(f"it has no {FILE}", place=folder.name, fix="save it as safetensors: nbtune opens no pickles")
+    return folder / FILE
+
+
+def base_of(folder: Path) -> str | None:
+    """Return the name of the model that an adapter says it was trained on."""
+    try:
+        name = load(folder / CONFIG).get("base_model_name_or_path")
+    except (BadFile, ValueError):
+        return None
+    return shortened(name) if isinstance(name, str) and name else None
+
+
 def check(folder: Path, spec: RunSpec) -> None:
     """Refuse an adapter that a run could not go on from, by the header of its file.
 
@@ -106,10 +126,8 @@ def check(folder: Path, spec: RunSpec) -> None:
     """
     from nbtune.models.outline_facts import trained_shapes
 
-    if not (folder / FILE).is_file():
-        raise SpecError(f"it has no {FILE}", place=folder.name, fix="save it as safetensors: nbtune opens no pickles")
     saved = tuple(load(folder / CONFIG).get("modules_to_save") or ())
-    found = {_name(name, saved, folder): shape for name, shape in checkpoints.shapes_in(folder / FILE).items()}
+    found = {_name(name, saved, folder): shape for name, shape in checkpoints.shapes_in(weights_of(folder)).items()}
     scores = [name for name in found if f".{SCORE}." in name]
     if scores and not METHODS[spec.method].head:
         raise _refused(folder, f"it ends with a head of scores, and method `{spec.method}` has none")
@@ -118,10 +136,12 @@ def check(folder: Path, spec: RunSpec) -> None:
     if wanted is not None and found != wanted:
         odd = min(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
         told = [str([*shapes[odd]]) if odd in shapes else "absent" for shapes in (found, wanted)]
+        base = base_of(folder)
+        fix = f"write `model: {base}`, which it was trained on" if base else "name its base as `model`"
         raise SpecError(
             f"the adapter in `{folder.name}` is of another model: `{odd}` is {told[0]} there, {told[1]} here",
             place="start_from",
-            fix="name its base as `model`, or drop `start_from`",
+            fix=f"{fix}, or drop `start_from`",
         )
 
 
@@ -133,7 +153,7 @@ def take_along(folder: Path, made: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    weights = checkpoints.weights_in(folder / FILE)
+    weights = checkpoints.weights_in(weights_of(folder))
     saved = tuple(load(folder / CONFIG).get("modules_to_save") or ())
     renamed: dict[str, torch.Tensor] = {_name(name, saved, folder): value.float() for name, value in weights.items()}
     (made / "start").mkdir(exist_ok=True)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from nbtune.methods import Method
     from nbtune.train.reference import StartingWeights
 
+OTHERS = "the weights it starts from are of another model or adapter"
+
 
 def check(old: Path, spec: RunSpec) -> None:
     """Refuse a run in `old` whose weights are of another shape than `spec` trains.
@@ -142,7 +144,7 @@ def reference_of(folder: Path, method: Method, model: torch.nn.Module) -> Starti
 
 
 def _others(folder: Path) -> TrainError:
-    return TrainError("the weights it starts from are of another model or adapter", place=folder.name)
+    return TrainError(OTHERS, place=folder.name)
 
 
 def portable(spec: RunSpec) -> RunSpec:

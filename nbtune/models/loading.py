@@ -5,7 +5,6 @@ Weights come from safetensors unless the spec trusts the model's own code; nothi
 
 import importlib
 import json
-import re
 import sys
 import threading
 from copy import deepcopy
@@ -18,18 +17,18 @@ from nbtune.errors import HubError, SpecError
 from nbtune.models import handed_over, token_rows
 from nbtune.models.config_numbers import refuse_odd_config
 from nbtune.models.four_bit import four_bit
-from nbtune.models.gguf_file.decoded import folder_of, gguf_in, gguf_of
+from nbtune.models.gguf_file.decoded import folder_of, gguf_of
+from nbtune.models.names import EMBEDDED, meant, refuse_lost_path, refuse_odd_name, refuse_without_config
 from nbtune.models.refusals import first_line, refusing
 from nbtune.models.transformers_state import MAKING, hidden_bars
 from nbtune.models.weight_checks import check_files, check_loaded, refuse_odd_files
 from nbtune.spec.placement import PLAIN, Placement
-from nbtune.untrusted import folder_named, shortened
+from nbtune.untrusted import folder_named
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-EMBEDDED = "nbtune/tiny"
 _IMPORTING = threading.Lock()
 _SMALL = ["*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "README.md"]  # which names the licence
 
@@ -55,43 +54,22 @@ def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False
 
         return Path(embedded.path())
     if (folder := folder_named(model)) is not None:
-        if not (folder / "config.json").is_file():
-            inside = gguf_in(folder)
-            fix = f"Name the file in it: {model}/{inside}." if inside else "Name the folder that save_pretrained made."
-            raise SpecError(f"the folder {model} holds no config.json", fix=fix)
-        refuse_odd_files(folder, texts=_SMALL)
-        refuse_odd_config(folder, model)
+        refuse_without_config(folder, model)
+        _refuse_odd(folder, model)
         return token_rows.filled(folder, resolve) if weights else folder
     refuse_odd_name(model)
     if (file := gguf_of(model)) is not None:
         return folder_of(file, weights=weights)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model:
-        raise SpecError(
-            f"there is no model folder {shortened(model)}", fix="Check the path, or name a Hub id such as org/name."
-        )
-    if len(model) > 200:  # the Hub allows 96
-        raise SpecError(f"{shortened(model)} is no model id", fix="Write it as org/name, or name a folder.")
+    refuse_lost_path(model)
     folder = _shared(model) or _download(model, weights, trust_remote_code)
     refuse_odd_config(folder, model)
     return folder
 
 
-def refuse_odd_name(model: str) -> None:
-    """Refuse what cannot be a model's name, and say what may be meant: no disk and no network is asked.
-
-    Raises:
-        SpecError: it is one of nbtune's own that is not there, an address, or has quotes around it.
-    """
-    shown = shortened(model)
-    if address := re.match(r"^https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)", model):
-        raise SpecError(f"{shown} is an address", place="model", fix=f"write `model: {address[1]}`")
-    if "://" in model:
-        raise SpecError(f"{shown} is an address", place="model", fix="download it, and name its folder or GGUF file")
-    if model[:1] in "“”„‘’«»" or model[-1:] in "“”„‘’«»":
-        plain = model.strip("“”„‘’«»")
-        raise SpecError(f"{shown} has curly quotes around it", place="model", fix=f"write `model: {shortened(plain)}`")
-    if model.startswith("nbtune/"):
-        raise SpecError(f"nbtune has no model {shown}", place="model", fix=f"write `model: {EMBEDDED}`: there is one")
+def _refuse_odd(folder: Path, model: str) -> None:
+    """Refuse a folder whose files, or whose config's numbers, are not what they should be."""
+    refuse_odd_files(folder, texts=_SMALL)
+    refuse_odd_config(folder, model)
 
 
 def _shared(model: str) -> Path | None:
@@ -116,7 +94,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _download(model: str, weights: bool, trust_remote_code: bool) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -136,15 +114,19 @@ def _download(model: str, weights: bool, trust_remote_code: bool) -> Path:
         ) from e
     except RepositoryNotFoundError as e:
         raise HubError(
-            f"the Hub knows no model {model}", fix="Check the spelling; for a private one, log in with `hf auth login`."
+            f"the Hub knows no model {model}",
+            fix=f"{meant(model)}Check the spelling; for a private one, log in with `hf auth login`.",
         ) from e
     except Exception as e:  # no connection, or whatever the transport raises in the middle of a file
         cause = silence or e
         if distrust := hub_cache.distrusted(cause):
             raise HubError(distrust[0], place=model, fix=distrust[1]) from e
+        why = f"could not be reached ({type(cause).__name__})"
+        if constants.HF_HUB_OFFLINE:
+            why = "must not be asked (HF_HUB_OFFLINE)"
         raise HubError(
-            f"{model} is not on this machine, and the Hub could not be reached ({type(cause).__name__})",
-            fix="Check the network, name a folder, or use the embedded model nbtune/tiny.",
+            f"{model} is not on this machine, and the Hub {why}",
+            fix=f"{meant(model)}Check the network, name a folder, or use the embedded model nbtune/tiny.",
         ) from e
     if not (folder / "config.json").is_file():
         raise SpecError(
@@ -219,8 +201,7 @@ def tokenizer_folder(model: str, *, trust_remote_code: bool = False) -> Path:
     folder = folder_named(model)
     if folder is None:
         return resolve(model, weights=False, trust_remote_code=trust_remote_code)
-    refuse_odd_files(folder, texts=_SMALL)
-    refuse_odd_config(folder, model)
+    _refuse_odd(folder, model)
     if any((folder / name).is_file() for name in ("tokenizer_config.json", *_TOKENIZER_FILES)):
         return folder
     return resolve(model, weights=False, trust_remote_code=trust_remote_code)

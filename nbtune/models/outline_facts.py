@@ -4,6 +4,8 @@ The model is built from its config with tensors that hold nothing (torch's devic
 and no memory, and counts what formulas guess wrong: experts, hybrids, shared layers, some of the target modules.
 """
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +24,8 @@ from nbtune.models.parameter_kinds import kinds_of
 
 if TYPE_CHECKING:
     from nbtune.spec import AdapterSpec
+
+_OF_LORA = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 
 
 def counted(facts: ModelFacts, model: str, adapter: "AdapterSpec", *, trust_remote_code: bool = False) -> ModelFacts:
@@ -63,6 +67,37 @@ def outlined(model: str, *, trust_remote_code: bool = False) -> Any:
     """
     folder = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     return _outlined(str(folder), (Path(folder) / "config.json").read_text(encoding="utf-8"), trust_remote_code)
+
+
+def has_places_for(shapes: Mapping[str, tuple[int, ...]], model: str, *, trust_remote_code: bool = False) -> bool:
+    """Return whether weights that a run or peft has saved can be of a model: where they belong is there, as wide.
+
+    >>> name = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+    >>> nbtune.models.has_places_for({name: (16, 256)}, "nbtune/tiny")
+    True
+    >>> nbtune.models.has_places_for({name: (16, 4096)}, "nbtune/tiny")
+    False
+
+    Args:
+        shapes: of the weights, by their names.
+        model: ``nbtune/tiny``, a folder, or a Hub id; one that cannot be outlined has places for all.
+        trust_remote_code: let the model's own Python run.
+    """
+    try:
+        whole = outlined(model, trust_remote_code=trust_remote_code)
+    except Exception:  # noqa: BLE001 — a model's own code may want numbers; what is wrong with it, loading says
+        return True
+    modules, asked, there = dict(whole.named_modules()), 0, 0
+    for name, shape in shapes.items():
+        if (found := _OF_LORA.fullmatch(name)) is None:
+            continue
+        asked += 1
+        module = modules.get(found["module"])
+        there += module is not None
+        wide = tuple(getattr(getattr(module, "weight", None), "shape", ()))
+        if len(wide) == 2 and len(shape) == 2 and shape[1 if found["side"] == "A" else 0] not in wide:
+            return False
+    return there > 0 or not asked
 
 
 @lru_cache(maxsize=2)

@@ -276,7 +276,10 @@ class NbtuneMagics(Magics):
 
     def _validate(self, spec: Any, _request: flags.Request) -> None:
         nbtune.validate(spec, rows=self.shell.user_ns)
-        say(f"{to_yaml(spec).rstrip()}\n# the cell is fine")
+        from nbtune.models.names import remarks
+
+        said = "".join(f"\n# {remark}" for remark in remarks(spec))
+        say(f"{to_yaml(spec).rstrip()}\n# the cell is fine{said}")
 
     def _script(self, args: Any) -> None:
         run = self._run(args)

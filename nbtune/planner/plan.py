@@ -47,7 +47,8 @@ class Plan(BaseModel):
 
     Bytes and seconds throughout. `seconds` is a guess until the first steps were measured; `threads`: of each process,
     0 where that is not known; `in_backward`: each weight is updated as soon as its gradient is there; `optimizer`: in
-    place of the spec's; `spread` what a step costs on several GPUs whose links are known.
+    place of the spec's; `warnings`: values far from usual; `spread` what a step costs
+    on several GPUs whose links are known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -85,6 +86,7 @@ class Plan(BaseModel):
     seconds: float
     abilities: Abilities = Abilities()
     reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     spread: Spread | None = None
     _beside: _Beside = PrivateAttr(default_factory=_Beside)
 
@@ -153,7 +155,7 @@ class Plan(BaseModel):
         ]
         rows += [] if self.spread is None else self.spread.rows(self.device_name)
         able = [(name, self._packed(said) if name == "packing" else said) for name, said in self.abilities.rows()]
-        return rows + able + [("why", reason) for reason in self.reasons]
+        return rows + able + [("why", said) for said in self.reasons] + [("unusual", said) for said in self.warnings]
 
     def _packed(self, tried: str) -> str:
         whether = "on: short rows share a sequence" if self.packing else "off: each row is a sequence of its own"

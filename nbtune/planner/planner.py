@@ -27,6 +27,7 @@ from nbtune.planner.ways import reckon
 from nbtune.spec.loss_options import takes_logits
 from nbtune.spec.parts import UNPACKED_ORDERS
 from nbtune.spec.placement import BY_FORMAT, FORMATS, Home, Placement
+from nbtune.spec.usual import unusual
 
 if TYPE_CHECKING:
     from nbtune.data.prepare.stats import DataFacts
@@ -180,6 +181,7 @@ def make_plan(
         seconds=total_steps * _step_seconds(setup, best, math.ceil(micro * accumulation / devices), mean),
         abilities=abilities,
         reasons=tuple(reasons),
+        warnings=unusual(spec, steps=total_steps, hidden_size=model.hidden_size),
     )
     return plan.with_ways(partial(reckon, tried, METHODS[spec.method].group))
 

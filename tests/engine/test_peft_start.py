@@ -70,3 +70,18 @@ def test_what_does_not_go_on_is_refused_beforehand(base: str, tmp_path: Path) ->
     scaled = IA3Config(target_modules=["down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM")
     with pytest.raises(SpecError, match="type IA3, and one goes on from a LoRA"):
         nbtune.plan(start_from=str(learnt(base, tmp_path / "scaled", scaled)), **about)
+
+
+def test_an_adapter_of_another_base_is_refused_in_the_plan(base: str, tmp_path: Path) -> None:
+    """With the run's own sentence, and the name of the base that it was trained on."""
+    about: dict[str, Any] = {"data": ROWS, "steps": 1, "device": "cpu"}
+    for name, targets in {"narrow": ["q_proj"], "many": ["q_proj", "down_proj"]}.items():
+        theirs = learnt(base, tmp_path / name, LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+        for ask in (nbtune.plan, nbtune.finetune):
+            with pytest.raises(SpecError, match=r"the adapter in .* is of another model: ") as caught:
+                ask(model="nbtune/tiny", start_from=str(theirs), runs_dir=tmp_path / "runs", **about)  # type: ignore[operator]
+            assert f"write `model: {base}`" in caught.value.fix
+    assert not list(tmp_path.glob("runs/*"))
+    (theirs / "adapter_model.safetensors").unlink()
+    with pytest.raises(SpecError, match=r"it has no adapter_model\.safetensors"):
+        nbtune.validate(model=base, start_from=str(theirs), **about)

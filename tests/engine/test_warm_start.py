@@ -117,6 +117,17 @@ def test_what_does_not_fit_is_refused_before_any_work(first, tmp_path):
     assert set(first.folder.parent.iterdir()) == before
 
 
+def test_the_plan_refuses_what_the_run_would(first, tmp_path):
+    rows, where = {"rows": first.rows_of_the_test}, {"runs_dir": first.folder.parent}
+    about = {"data": "rows", "start_from": "first", "rows": rows, **where}
+    for ask in (nbtune.validate, nbtune.plan):
+        with pytest.raises(SpecError, match=r"`adapter\.r: 4`, this spec"):
+            ask(**about)
+        with pytest.raises(SpecError, match=r"`model: nbtune/tiny`, this spec"):
+            ask(**{**about, "model": "acme/other", "adapter": {"r": 4}})
+    assert nbtune.plan(**about, adapter={"r": 4}).total_steps > 0
+
+
 def test_start_from_takes_other_rows_too(first):
     rows = {"rows": [{"prompt": "Hi", "completion": "Aye, sailor."}] * 8}
     fields = {

@@ -10,13 +10,14 @@ import pytest
 from nbclient import NotebookClient
 
 from nbtune.notebook import environment
-from tests.notebook.kernel import ROOT, Kernel
+from tests.notebook.kernel import ROOT, Kernel, Reply
 
 SETUP = """\
 %load_ext nbtune
 rows = [{"prompt": f"How much is {i} plus 1?", "completion": f"{i} plus 1 is {i + 1}."} for i in range(16)]
 """
 BODY = "model: nbtune/tiny\ndata: rows\nbatch_size: 2\n"
+LIVE = f"{BODY}steps: 20000\n"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -25,6 +26,14 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
     with Kernel(tmp_path_factory.mktemp("kernel")) as made:
         assert made.run(SETUP).status == "ok"
         yield made
+
+
+@pytest.fixture
+def live(kernel: Kernel) -> Iterator[Reply]:
+    """A run named live, at work: what the cell showed that began it."""
+    begun = kernel.run(f"%%finetune --name live\n{LIVE}")
+    yield begun
+    kernel.run("import nbtune\nnewest = nbtune.attach('live')\nif newest.alive: newest.stop(wait=True)")
 
 
 def test_without_a_page_the_cell_waits_and_leaves_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,40 +54,38 @@ def test_without_a_page_the_cell_waits_and_leaves_a_report(tmp_path: Path, monke
     assert len(nbformat.writes(notebook)) < 300_000
 
 
-def test_with_a_page_the_cell_returns_at_once_and_the_run_goes_on(kernel: Kernel) -> None:
-    started = kernel.run(f"%%finetune --name live\n{BODY}steps: 2000\n")
-    assert started.status == "ok", started.text
-    assert len(started.outputs(WIDGET)) == 1
-    assert "%nbtune stop live" in started.text
+def test_with_a_page_the_cell_returns_at_once_and_the_run_goes_on(kernel: Kernel, live: Reply) -> None:
+    assert live.status == "ok", live.text
+    assert len(live.outputs(WIDGET)) == 1
+    assert "%nbtune stop live" in live.text
     assert kernel.value("run.state in ('queued', 'preparing', 'running')") == "True"
 
 
-def test_running_the_cell_again_attaches(kernel: Kernel) -> None:
-    before = kernel.value("run.id")
-    again = kernel.run(f"%%finetune --name live\n{BODY}steps: 2000\n")
+def test_running_the_cell_again_attaches(kernel: Kernel, live: Reply) -> None:
+    before = kernel.value("run.id, len(__import__('nbtune').runs())")
+    again = kernel.run(f"%%finetune --name live\n{LIVE}")
     assert again.status == "ok", again.text
-    assert kernel.value("run.id") == before
-    assert kernel.value("len(__import__('nbtune').runs())") == "1"
+    assert kernel.value("run.id, len(__import__('nbtune').runs())") == before
 
 
-def test_a_changed_spec_is_refused_and_said(kernel: Kernel) -> None:
+def test_a_changed_spec_is_refused_and_said(kernel: Kernel, live: Reply) -> None:
     changed = kernel.run(f"%%finetune --name live\n{BODY}steps: 1000\n")
     assert changed.status == "error"
-    assert "steps: 2000 → 1000" in changed.text
+    assert "steps: 20000 → 1000" in changed.text
     assert "--restart" in changed.text
     assert "--queue" in changed.text
     assert "Traceback" not in changed.text
 
 
-def test_pause_unpause_and_runs(kernel: Kernel) -> None:
+def test_pause_unpause_and_runs(kernel: Kernel, live: Reply) -> None:
     assert "holds at its next step" in kernel.run("%nbtune pause").text
     kernel.run("import time\nwhile run.state != 'paused': time.sleep(0.05)")
     assert "paused" in kernel.run("%nbtune runs").text
     assert "goes on" in kernel.run("%nbtune unpause live").text
-    kernel.run("while run.state != 'running': time.sleep(0.05)")
+    kernel.run("import time\nwhile run.state != 'running': time.sleep(0.05)")
 
 
-def test_stop_ends_it_and_the_report_takes_its_place(kernel: Kernel) -> None:
+def test_stop_ends_it_and_the_report_takes_its_place(kernel: Kernel, live: Reply) -> None:
     kernel.send("%nbtune stop")
     report = kernel.until(lambda m: m["msg_type"] == "update_display_data" and "image/png" in m["content"]["data"])
     assert "Run live: stopped" in report["content"]["data"]["text/plain"]
@@ -87,7 +94,8 @@ def test_stop_ends_it_and_the_report_takes_its_place(kernel: Kernel) -> None:
     assert sum(m["msg_type"] == "display_data" and "image/png" in m["content"]["data"] for m in shown) == 1
 
 
-def test_the_first_interrupt_releases_the_cell_and_the_second_stops_and_saves(kernel: Kernel) -> None:
+def test_the_first_interrupt_releases_the_cell_and_the_second_stops_and_saves(kernel: Kernel, live: Reply) -> None:
+    kernel.run("import time\nwhile run.step < 1: time.sleep(0.05)\nrun.stop(wait=True)")
     request = kernel.send("%nbtune resume live --wait")
     kernel.until(
         lambda m: m["msg_type"] == "update_display_data" and "running" in m["content"]["data"].get("text/plain", "")
@@ -118,7 +126,9 @@ def test_a_cell_run_twice_in_a_row_after_the_end_makes_a_new_run(kernel: Kernel)
 
 
 def test_panels_come_up_in_a_page(kernel: Kernel) -> None:
-    for line in ("%finetune", "%nbtune data rows", "%nbtune chat live", "%nbtune compare live twice"):
+    for name in ("one", "other"):
+        assert kernel.run(f"%%finetune --name {name} --wait\n{BODY}steps: 1\n").status == "ok"
+    for line in ("%finetune", "%nbtune data rows", "%nbtune chat one", "%nbtune compare one other"):
         shown = kernel.run(line)
         assert shown.status == "ok", shown.text
         assert len(shown.outputs(WIDGET)) == 1, line
@@ -149,11 +159,12 @@ def test_in_colab_the_cell_waits_with_its_panel(kernel: Kernel) -> None:
     assert len(done.outputs(WIDGET)) == 1
     assert "Colab shows updates only while a cell runs" in done.text
     assert "Run colab: finished" in done.text
-    kernel.run("del sys.modules['google.colab'], sys.modules['google.colab.output']")
+    kernel.run("del sys.modules['google.colab'], sys.modules['google.colab.output']; sys.path.remove('fake')")
 
 
 def test_in_kaggles_editor_the_cell_waits_with_its_panel(kernel: Kernel) -> None:
     kernel.run("import os; os.environ['KAGGLE_KERNEL_RUN_TYPE'] = 'Interactive'")
+    kernel.run("from nbtune.notebook import environment; environment._told.clear()")  # once in a kernel
     loaded = kernel.run("%reload_ext nbtune")
     assert loaded.text.count("Kaggle keeps only what lies in /kaggle/working") == 1  # this test's folder is elsewhere
     assert "Kaggle" not in kernel.run("%reload_ext nbtune").text
@@ -162,6 +173,7 @@ def test_in_kaggles_editor_the_cell_waits_with_its_panel(kernel: Kernel) -> None
     assert len(done.outputs(WIDGET)) == 1
     assert "in Kaggle's editor a cell stays" in done.text
     assert "Run kaggle: finished" in done.text
+    kernel.run("del os.environ['KAGGLE_KERNEL_RUN_TYPE']")
 
 
 def test_where_kaggle_saves_and_runs_all_the_result_is_static(kernel: Kernel) -> None:

@@ -196,7 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._drip()
         if fault:
             return self._send(fault.status, {"error": "told to fail"}, fault.headers)
-        path = re.sub(r"^/(api/)?datasets/", lambda found: "/api/models/" if found[1] else "/", url.path)  # one place for both
+        path = re.sub(
+            r"^/(api/)?datasets/", lambda found: "/api/models/" if found[1] else "/", url.path
+        )  # one place for both
         for method, pattern, function, needs_token in _ROUTES:
             match = re.fullmatch(pattern, path)
             if match and method == self.command:

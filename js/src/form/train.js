@@ -5,7 +5,7 @@ import { bytes, count, duration, number } from "../shared/format.js";
 import { text } from "../shared/texts.js";
 
 const RANKS = [4, 8, 16, 32, 64, 128];
-const REASONS = ["learning rate", "frozen weights", "why"]; // of the plan's rows, those that are choices
+const REASONS = ["learning rate", "frozen weights", "why", "unusual"]; // of the plan's rows, those that are choices
 const WIDE = 10; // a slider reaches from a tenth of what the plan chose to ten times that
 const TICKS = 40;
 

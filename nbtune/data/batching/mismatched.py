@@ -1,7 +1,9 @@
 """Prompts with the answers of other rows: what a method is given that asks how far a model has moved at all.
 
 A row of a step gets the answer of the row before it, and the first one the last one's, over all micro-batches and
-processes, so that it does not matter how a step is divided.
+processes, so that it does not matter how a step is divided. TRL rotates likewise, within a micro-batch. Each answer is
+used once, so that these are the answers that are judged, under other prompts; which prompts follows the order within a
+step, and any order is an equally good sample.
 """
 
 from __future__ import annotations
