@@ -94,8 +94,8 @@ def train(given: Any) -> None:
             on_busy: Literal["attach", "restart", "queue"]
             on_busy = "restart" if given.restart else "queue" if given.queue else "attach"
             run = nbtune.finetune(spec, name=given.name, runs_dir=given.runs, on_busy=on_busy, detach=given.detach)
-        until_begun(run) if given.detach else until_ended(run)
-    return done(run, given.json, detached=given.detach)
+        until_begun(run) if given.detach else until_ended(run, quiet=given.quiet)
+    return done(run, given.json, detached=given.detach, quiet=given.quiet)
 
 
 def plan(given: Any) -> None:
@@ -138,7 +138,7 @@ def validate(given: Any) -> None:
     with work(), request():
         spec = spec_of(given.spec, given.set)
         with placed(given.spec):
-            nbtune.validate(spec)
+            nbtune.validate(spec, runs_dir=given.runs)
     facts, said = spec.model_dump(mode="json", exclude_defaults=True), remarks(spec)
     for remark in said:
         say(f"nbtune: {remark}")
@@ -184,16 +184,16 @@ def resume(given: Any) -> None:
             run = nbtune.attach(given.run, given.runs).resume(detach=given.detach)
         if run.submitted:
             return submitted(run, given.json)
-        until_begun(run) if given.detach else until_ended(run)
-    done(run, given.json, detached=given.detach)
+        until_begun(run) if given.detach else until_ended(run, quiet=given.quiet)
+    done(run, given.json, detached=given.detach, quiet=given.quiet)
 
 
 def attach(given: Any) -> None:
     """Show a moving line until the run has ended."""
     run = _find(given)
-    with following(run):
+    with following(run, quiet=given.quiet):
         run.wait()
-    done(run, given.json)
+    done(run, given.json, quiet=given.quiet)
 
 
 def chat(given: Any) -> None:

@@ -109,11 +109,11 @@ def watch_losses(measured: Any) -> None:
 
 
 @contextlib.contextmanager
-def following(run: Any) -> Iterator[Progress]:
-    """Show a moving line on stderr while in here (a line now and then where stderr is no terminal);
+def following(run: Any, *, quiet: bool = False) -> Iterator[Progress]:
+    """Show a moving line on stderr while in here (a line now and then where stderr is no terminal, none if `quiet`);
     warnings are said."""
     progress = Progress()
-    line = _Line() if sys.stderr.isatty() else _Lines()
+    line = _Quiet() if quiet else _Line() if sys.stderr.isatty() else _Lines()
 
     seen, turn = 0, threading.Lock()
 
@@ -161,6 +161,19 @@ class _Line:
 
     def close(self) -> None:
         self._bar.stop()
+
+
+class _Quiet:
+    """Warnings alone."""
+
+    def show(self, text: str, progress: Progress) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        say(text)
+
+    def close(self) -> None:
+        pass
 
 
 class _Lines:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from nbtune.errors import SpecError
+from nbtune.errors import DataError, SpecError
 from nbtune.spec import RunSpec, from_yaml, parse_value, placing
 from nbtune.spec.yaml_loader import LARGEST
 from nbtune.store.folder import as_meant, spec_to_run
+
+_READ: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 
 def spec_of(path: Path, set_: list[str] | None, body: Mapping[str, Any] | None = None) -> RunSpec:
@@ -26,7 +31,7 @@ def spec_of(path: Path, set_: list[str] | None, body: Mapping[str, Any] | None =
         if not equals or not key:
             raise SpecError(f"`--set {entry}` has no value", fix="write `--set key=value`")
         overrides[key.strip()] = parse_value(value)
-    spec = from_yaml(text_of(path), overrides, name=path.name)
+    spec = from_yaml(text_of(path), overrides, name=_called(path))
     if not (path.name == "spec.yaml" and (path.parent / "environment.json").exists()):
         return spec
     if spec.trust_remote_code and "trust_remote_code" not in overrides:
@@ -34,9 +39,22 @@ def spec_of(path: Path, set_: list[str] | None, body: Mapping[str, Any] | None =
     return as_meant(spec, path.parent)
 
 
-def placed(path: Path) -> AbstractContextManager[None]:
-    """Name, in errors about a key, its line in the file."""
-    return placing(text_of(path), name=path.name)
+@contextmanager
+def placed(path: Path) -> Iterator[None]:
+    """Name, in errors about a key, its line in the file; of data that is not here, whether it lies beside the file."""
+    try:
+        with placing(text_of(path), name=_called(path)):
+            yield
+    except DataError as error:
+        name = re.search(r"there is no \w+(?:, \w+ or \w+)? called `([^`]+)`", error.cause)
+        if name is None or not (path.parent / name[1]).exists():
+            raise
+        beside = f"paths begin where nbtune is called, not beside {path.name}: write `{path.parent / name[1]}`"
+        raise DataError(error.cause, place=error.place, fix=beside) from error
+
+
+def _called(path: Path) -> str:
+    return "stdin" if str(path) == "-" else path.name
 
 
 def text_of(path: Path) -> str:
@@ -45,6 +63,8 @@ def text_of(path: Path) -> str:
     Raises:
         SpecError: there is none, or it is no text.
     """
+    if str(path) == "-":
+        return _stdin()
     if path.is_dir():
         raise SpecError(f"{str(path)!r} is a folder", fix="give the path of a YAML file in it")
     try:
@@ -57,6 +77,13 @@ def text_of(path: Path) -> str:
     except OSError as error:
         cause = f"{str(path)!r} cannot be read: {error.strerror or error}"
         raise SpecError(cause, fix="give the path of a YAML file") from None
+
+
+def _stdin() -> str:
+    """Return what came on stdin, which can be read once."""
+    if sys.stdin not in _READ:
+        _READ[sys.stdin] = sys.stdin.read(LARGEST + 1)
+    return _READ[sys.stdin]
 
 
 def _another(path: Path) -> str:

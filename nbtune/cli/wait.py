@@ -17,13 +17,13 @@ from nbtune.cli.output import following, result, say
 from nbtune.events import ENDED, State, Warning
 
 
-def until_ended(run: Any) -> None:
+def until_ended(run: Any, *, quiet: bool = False) -> None:
     """Wait for a run of this process; Ctrl-C, a SIGTERM of a scheduler, or a SIGHUP (the terminal was closed) stops it
     and saves.
     """
     with _interrupting(), contextlib.ExitStack() as stack:
         try:  # the first word is said while `following` begins: an interrupt may come before it has returned
-            stack.enter_context(following(run))
+            stack.enter_context(following(run, quiet=quiet))
             run.wait()
         except KeyboardInterrupt:
             try:  # the second may come as soon as this is said
@@ -81,7 +81,7 @@ def until_begun(run: Any) -> None:
     unsubscribe()
 
 
-def done(run: Any, as_json: bool, *, detached: bool = False) -> None:
+def done(run: Any, as_json: bool, *, detached: bool = False, quiet: bool = False) -> None:
     """Say how a run ended, and what next.
 
     Raises:
@@ -91,7 +91,7 @@ def done(run: Any, as_json: bool, *, detached: bool = False) -> None:
     text = f"{run.name} is {run.state} at step {run.step}/{run.total_steps}: {facts['adapter'] or facts['folder']}"
     result(facts, as_json=as_json, text=text)
     if run.state == "finished":
-        if not as_json:
+        if not (as_json or quiet):
             say(run.snippet())
     elif detached and run.state not in ENDED:
         say(f"  → `nbtune attach {run.name}` watches it, `nbtune stop {run.name}` stops and saves")

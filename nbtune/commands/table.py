@@ -31,7 +31,7 @@ _SHOWN = "a cell shows tables and panels, and Python has the values"
 
 SPEC = word(
     "SPEC",
-    "A YAML file: the same text as a cell's body.",
+    "A YAML file: the same text as a cell's body; `-`: what comes on stdin.",
     kind=Path,
     doors=SHELL,
     why="in a cell the body is the spec",
@@ -55,6 +55,12 @@ NODES = flag(
 )
 NETWORK = flag("--network GBIT", "Gbit a second to each of the others; by default as they are sold.", kind=float)
 TABLE = switch("--table", "What fits: lengths, rows at once, 16 or 4 bits, each with its memory and its speed.")
+QUIET = switch(
+    "-q, --quiet",
+    "Say warnings and errors alone, not how far it is.",
+    doors=SHELL,
+    why="a cell's panel can be closed, and the run goes on",
+)
 JSON = switch("--json", "One JSON line a result on stdout.", doors=SHELL, why=_SHOWN)
 STAY = switch(
     "--wait", "Stay in the cell until the run has ended.", doors=CELL, why="in a shell the command waits by itself"
@@ -91,6 +97,7 @@ _TRAIN = Command(
         switch("--queue", "Start when a living run of this name has ended."),
         DETACH,
         RUNS,
+        QUIET,
         JSON,
     ),
 )
@@ -99,7 +106,7 @@ _TRAIN = Command(
 def _of_spec(name: str, sentence: str, *takes: Argument) -> Command:
     """Return a command that only asks something of a spec."""
     function = f"nbtune.{name.replace('-', '_')}"
-    takes = (SPEC, *takes, SET, JSON)
+    takes = (SPEC, *takes, SET, RUNS, JSON)
     return Command(name=name, sentence=sentence, function=function, code=f"{function}(SPEC)", body=True, takes=takes)
 
 
@@ -170,7 +177,7 @@ _RESUME = Command(
     sentence="Go on from the last checkpoint.",
     in_shell=", and wait until it has ended.",
     function="nbtune.Run.resume",
-    takes=(RUN, STAY, DETACH, RUNS, JSON),
+    takes=(RUN, STAY, DETACH, RUNS, QUIET, JSON),
 )
 _STOP = Command(
     name="stop",
@@ -200,7 +207,7 @@ _ATTACH = Command(
     in_cell="Its monitor comes up, and `run` is its handle.",
     function="nbtune.attach",
     code="nbtune.attach(RUN).monitor()",
-    takes=(RUN, STAY, RUNS, JSON),
+    takes=(RUN, STAY, RUNS, QUIET, JSON),
 )
 _CHAT = Command(
     name="chat",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -97,6 +98,10 @@ def instead(key: str, value: Any, error: Mapping[str, Any], part: type[BaseModel
         return f"did you mean `{key}: {meant}`?" if (meant := nearest(key, value, options)) else None
     if kind in _NUMBERS and isinstance(value, str) and (number := _number(value)) is not None:
         return f"write `{key}: {number}`"
+    if kind in {*_NUMBERS, "string_type"} and (name := _of_a_variable(key, value)):
+        return f"a spec is text, into which no variable is put: write the value, or Python: `finetune(…, {key}={name})`"
+    if kind == "string_type" and (name := _of_a_function(value)) is not None:
+        return f'name it: `{key}="{name}"` with `rows=globals()`, where it is looked up, or `module:{name}`'
     if kind in ("tuple_type", "list_type") and isinstance(value, str):
         return f"write `{key}: {flow([value])}`"
     if kind in _PARTS and part is not None and isinstance(value, str | int | float) and not isinstance(value, bool):
@@ -105,10 +110,25 @@ def instead(key: str, value: Any, error: Mapping[str, Any], part: type[BaseModel
     return None
 
 
+def _of_a_variable(key: str, value: Any) -> str | None:
+    """Return the variable that was meant by ``$steps``, or ``{steps}``: to YAML a key without a value, which is left
+    out, so that its own name stands in."""
+    if isinstance(value, Mapping):
+        return None if value else key
+    found = re.fullmatch(r"\$\{?(\w+)\}?", value) if isinstance(value, str) else None
+    return found[1] if found and found[1].isidentifier() else None
+
+
+def _of_a_function(value: Any) -> str | None:
+    return str(value.__name__) if inspect.isroutine(value) and value.__name__.isidentifier() else None
+
+
 def instead_of_an_item(key: str, value: Any, error: Mapping[str, Any]) -> str | None:
     """Return what to write instead of one entry of a list; None: nothing is near it."""
     if error["type"] != "string_type":
         return None
+    if (name := _of_a_function(value)) is not None:
+        return f'name it: `{key}=["{name}"]` with `rows=globals()`, where it is looked up, or `module:{name}`'
     if isinstance(value, Mapping) and len(value) == 1:
         ((before, after),) = value.items()
         text = f"{before}: {after if after is not None else ''}".strip().replace('"', "'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def test_a_spec_that_is_fine_is_said_to_be(here: Path, capfd: Any) -> None:
         "model: nbtune/tiny\ndata: nbtune/town\nadapter:\n  r: 8\nsteps: 3\n# spec.yaml is fine\n",
     )
     code, out, _ = call(capfd, "validate", "spec.yaml", "--json")
-    assert json.loads(out) == {"spec": {"data": [{"source": "nbtune/town"}], "steps": 3}}
+    assert json.loads(out) == {"spec": {"data": [{"source": "nbtune/town"}], "steps": 3}, "warnings": []}
 
 
 @pytest.mark.parametrize(
@@ -201,3 +202,42 @@ def test_a_spec_that_cannot_be_read_is_said_in_words(here: Path, capfd: Any, nam
     assert fix.format(here=here) in err
     assert "Errno" not in err
     assert "codec" not in err
+
+
+def test_a_spec_comes_on_stdin(here: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, code in (("data: nbtune/town\nsteps: 3\n", 0), ("data: nbtune/town\nstpes: 3\n", 2)):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        got, out, err = call(capfd, "validate", "-", "--json")
+        assert got == code, err
+        assert ("line 2 of stdin" in err) == (code == 2)
+        assert ('"steps": 3' in out) == (code == 0)
+
+
+def test_rows_beside_the_spec_are_found_out(here: Path, capfd: Any) -> None:
+    """A path begins where the command is called; where the file lies beside the spec, what to write is said."""
+    (here / "my project").mkdir()
+    (here / "my project" / "rows.jsonl").write_text('{"prompt": "Hi", "completion": "Ahoy!"}\n')
+    (here / "my project" / "spec.yaml").write_text("steps: 3\ndata: rows.jsonl\n")
+    code, _, err = call(capfd, "validate", "my project/spec.yaml")
+    assert code == 2
+    assert "line 2 of spec.yaml: there is no file called `rows.jsonl`" in err
+    assert "write `my project/rows.jsonl`" in err
+    assert call(capfd, "validate", "my project/spec.yaml", "--set", "data=my project/rows.jsonl")[0] == 0
+
+
+def test_quiet_says_warnings_alone(here: Path, capfd: Any) -> None:
+    (here / "rows.jsonl").write_text('{"prompt": "Hi", "completion": "Ahoy!"}\n' * 2)
+    (here / "spec.yaml").write_text("data: rows.jsonl\nsteps: 1\nlearning_rate: 1e-12\n")
+    code, out, err = call(capfd, "train", "spec.yaml", "--quiet")
+    assert code == 0, err
+    assert out.startswith("run is finished at step 1/1")
+    assert "warning: `learning_rate: 1e-12` is far below what is usual" in err
+    assert all(line.startswith(("warning: ", "  → ")) for line in err.splitlines()), err
+
+
+def test_plan_and_validate_look_for_runs_where_they_are(here: Path, capfd: Any) -> None:
+    (here / "spec.yaml").write_text("data: nbtune/town\nstart_from: gone\n")
+    for command in ("validate", "plan"):
+        code, _, err = call(capfd, command, "spec.yaml", "--runs", "others")
+        assert code == 2
+        assert "there is no run 'gone' in others/" in err

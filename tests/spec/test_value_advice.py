@@ -103,3 +103,27 @@ def test_a_source_without_a_source_is_told_so(data: object, fix: str) -> None:
     with pytest.raises(SpecError) as caught:
         from_mapping({"data": data})
     assert fix in caught.value.fix
+
+
+@pytest.mark.parametrize("line", ["steps: {steps}", "steps: $steps", "learning_rate: {rate}", "epochs: ${epochs}"])
+def test_a_variable_is_not_put_in(line: str) -> None:
+    """As a notebook with parameters would have it: a spec is text."""
+    key = line.split(":")[0]
+    assert refused(line).fix == (
+        f"a spec is text, into which no variable is put: write the value, or Python: `finetune(…, {key}={key})`"
+    )
+
+
+def test_a_function_is_named() -> None:
+    """As Python would have it: a spec is text, and says where the function is."""
+
+    def polite(answer: str, row: dict[str, object]) -> float:
+        return 1.0
+
+    for body, key in (
+        ({"eval": {"metrics": [polite]}}, 'metrics=["polite"]'),
+        ({"data": {"source": "rows", "function": polite}}, 'function="polite"'),
+    ):
+        with pytest.raises(SpecError) as caught:
+            from_mapping({"data": "rows", **body})
+        assert caught.value.fix == f"name it: `{key}` with `rows=globals()`, where it is looked up, or `module:polite`"
