@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 EMBEDDED = "nbtune/tiny"
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
+WELL_KNOWN = (  # `nbtune/models/well_known.py` has what they are
+    *(f"HuggingFaceTB/SmolLM2-{size}-Instruct" for size in ("135M", "360M", "1.7B")),
+    *(f"Qwen/Qwen3-{size}" for size in ("0.6B", "1.7B", "4B", "8B")),
+    *(f"meta-llama/Llama-3.{size}-Instruct" for size in ("2-1B", "2-3B", "1-8B")),
+)
 _KEYS = ("model", "tokenizer", "teacher")
 _VARIABLE = "var:"
 
@@ -98,11 +103,7 @@ def _is_cached(name: str) -> bool:
 
 def _nearest(name: str) -> str | None:
     """Return a model of the caches, or a well-known one, that is spelt nearly like it, with the same numbers."""
-    from nbtune.models.well_known import WELL_KNOWN
-
-    plain = {
-        each.casefold(): each for each in [EMBEDDED, *(model.name for model in WELL_KNOWN), *hub_cache.cached("model")]
-    }
+    plain = {each.casefold(): each for each in [EMBEDDED, *WELL_KNOWN, *hub_cache.cached("model")]}
     near = difflib.get_close_matches(name.casefold(), plain, n=3, cutoff=0.85)
     alike = (plain[each] for each in near if re.findall(r"\d+", each) == re.findall(r"\d+", name.casefold()))
     return next((each for each in alike if each != name), None)

@@ -9,8 +9,9 @@ import pytest
 import nbtune
 from nbtune.cli import main
 from nbtune.errors import HubError, NbtuneError, SpecError
-from nbtune.models import embedded
+from nbtune.models import embedded, names
 from nbtune.models.names import meant, remarks, said_of_models
+from nbtune.models.well_known import WELL_KNOWN
 from nbtune.spec import from_mapping
 
 ROWS = [{"prompt": "Hi", "completion": "Ahoy!"}]
@@ -64,6 +65,10 @@ def test_a_name_that_is_nearly_another_is_asked_about() -> None:
     with pytest.raises(HubError, match=r"must not be asked \(HF_HUB_OFFLINE\)") as caught:
         nbtune.plan(data=ROWS, steps=1, model=spec.model)
     assert caught.value.fix.startswith("Did you mean HuggingFaceTB/SmolLM2-135M-Instruct?")
+
+
+def test_the_well_known_are_those_of_the_gallery() -> None:
+    assert {*names.WELL_KNOWN} == {model.name for model in WELL_KNOWN}
 
 
 def test_what_is_here_gets_no_word(tmp_path: Path) -> None:
