@@ -55,16 +55,13 @@ NODES = flag(
 )
 NETWORK = flag("--network GBIT", "Gbit a second to each of the others; by default as they are sold.", kind=float)
 TABLE = switch("--table", "What fits: lengths, rows at once, 16 or 4 bits, each with its memory and its speed.")
-QUIET = switch(
-    "-q, --quiet",
-    "Say warnings and errors alone, not how far it is.",
-    doors=SHELL,
-    why="a cell's panel can be closed, and the run goes on",
-)
+QUIET = switch("-q, --quiet", "Say warnings and errors alone.", doors=SHELL, why=_SHOWN)
+_ELSEWHERE = (MACHINE, NODES, NETWORK, TABLE)
 JSON = switch("--json", "One JSON line a result on stdout.", doors=SHELL, why=_SHOWN)
 STAY = switch(
     "--wait", "Stay in the cell until the run has ended.", doors=CELL, why="in a shell the command waits by itself"
 )
+_FOLLOWED = (RUNS, QUIET, JSON)
 DETACH = switch(
     "--detach", "In a process of its own, which outlives this one: return once it has begun, and leave it alone."
 )
@@ -88,17 +85,12 @@ _TRAIN = Command(
         flag("--name", "What the run is called.", default="run", offers="runs"),
         STAY,
         switch("--dry-run", "Show the plan, train nothing."),
-        MACHINE,
-        NODES,
-        NETWORK,
-        TABLE,
+        *_ELSEWHERE,
         SET,
         switch("--restart", "Stop and save a living run of this name first."),
         switch("--queue", "Start when a living run of this name has ended."),
         DETACH,
-        RUNS,
-        QUIET,
-        JSON,
+        *_FOLLOWED,
     ),
 )
 
@@ -110,9 +102,7 @@ def _of_spec(name: str, sentence: str, *takes: Argument) -> Command:
     return Command(name=name, sentence=sentence, function=function, code=f"{function}(SPEC)", body=True, takes=takes)
 
 
-_PLAN = _of_spec(
-    "plan", "What a run would cost: memory, disk, download, time, and why.", MACHINE, NODES, NETWORK, TABLE, RUNS
-)
+_PLAN = _of_spec("plan", "What a run would cost: memory, disk, download, time, and why.", *_ELSEWHERE)
 _LR_FIND = _of_spec(
     "lr-find", "Propose a learning rate, from a short sweep on a copy: the curve, and where the loss falls fastest."
 )
@@ -177,7 +167,7 @@ _RESUME = Command(
     sentence="Go on from the last checkpoint.",
     in_shell=", and wait until it has ended.",
     function="nbtune.Run.resume",
-    takes=(RUN, STAY, DETACH, RUNS, QUIET, JSON),
+    takes=(RUN, STAY, DETACH, *_FOLLOWED),
 )
 _STOP = Command(
     name="stop",
@@ -207,7 +197,7 @@ _ATTACH = Command(
     in_cell="Its monitor comes up, and `run` is its handle.",
     function="nbtune.attach",
     code="nbtune.attach(RUN).monitor()",
-    takes=(RUN, STAY, RUNS, QUIET, JSON),
+    takes=(RUN, STAY, *_FOLLOWED),
 )
 _CHAT = Command(
     name="chat",
