@@ -73,6 +73,14 @@ def test_lists_are_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         tracemalloc.stop()
 
 
+def test_factors_of_a_type_that_is_not_decoded_are_refused(tmp_path: Path) -> None:
+    pieces = Pieces(good("phi 3 long"))
+    [factors] = [each for each in pieces.tensors if each[0] == b"rope_factors_long.weight"]
+    factors[2] = 24  # I8
+    said = refused(pieces.whole(), tmp_path, lambda path: config_of(read_header(path)))
+    assert "weights of type I8, which are not decoded" in said
+
+
 @pytest.mark.parametrize(
     ("family", "key", "value", "words"),
     [

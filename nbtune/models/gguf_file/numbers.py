@@ -32,7 +32,7 @@ def values(stored: Stored, start: int = 0, count: int | None = None) -> Any:
         count: how many; all from `start` on where it is None.
 
     Raises:
-        SpecError: they cannot be read, or are no finite numbers.
+        SpecError: they cannot be read or decoded, or are no finite numbers.
     """
     from gguf import GGMLQuantizationType, quants
 
@@ -46,7 +46,12 @@ def values(stored: Stored, start: int = 0, count: int | None = None) -> Any:
     if len(raw) != count * width:
         raise refused(stored.file, "it became shorter while it was read")
     with np.errstate(all="ignore"):
-        decoded = quants.dequantize(raw.reshape(count, width), GGMLQuantizationType[stored.encoding])
+        try:
+            decoded = quants.dequantize(raw.reshape(count, width), GGMLQuantizationType[stored.encoding])
+        except NotImplementedError:
+            raise refused(
+                stored.file, f"it holds weights of type {stored.encoding}, which are not decoded", "Take another type."
+            ) from None
     out = np.asarray(decoded, np.float32).reshape(count, columns)
     if not np.isfinite(out).all():
         raise refused(stored.file, "some of its weights are no finite numbers")
