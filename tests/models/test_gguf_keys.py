@@ -46,9 +46,11 @@ def wrong(family: str, folder: Path, keys: str = "") -> Iterator[Outcome]:
     """Whatever is read otherwise than by llama.cpp, or refused without the key's name."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with Probe(family, good(family), folder, 2 * GELU_LIMIT * CASES[family].times) as probe:
-        yield from (outcome for outcome in probe.all(lambda key: bool(re.search(keys, key))) if not same(outcome))
-    torch.set_num_threads(threads)
+    try:
+        with Probe(family, good(family), folder, 2 * GELU_LIMIT * CASES[family].times) as probe:
+            yield from (outcome for outcome in probe.all(lambda key: bool(re.search(keys, key))) if not same(outcome))
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
