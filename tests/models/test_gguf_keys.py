@@ -26,6 +26,7 @@ ONCE = {
     "ministral 3": "yarn|temperature|original_context",
     "cohere 2": "pattern|logit_scale",
     "glm 4": "sections",
+    "olmo 2": "sliding_window$",
     "mpt": "alibi",
     "lfm 2": "sliding_window",
     "dots 1": "gating",

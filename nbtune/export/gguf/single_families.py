@@ -286,6 +286,9 @@ def change_conv1d(model: MergedModel, config: Config, source: str, name: str) ->
 def check_olmo3(config: Config) -> None:
     check_llama(config)
     check_every_fourth(config)
+    if "sliding_attention" in config.get("rope_parameters", default={}):  # else the same base is meant for both
+        base, local = config.rope()["rope_theta"], config.rope("sliding_attention")
+        refuse(config, (local["rope_type"], local["rope_theta"]) != ("default", base), "its windows turn otherwise")
 
 
 def check_every_fourth(config: Config) -> None:

@@ -152,7 +152,13 @@ def _olmo2(keys: Keys) -> dict[str, Any]:
         raise refused(
             keys.header.place, f"its {keys.arch}.rope.scaling.type scales some of its layers", "Name its Hub id."
         )
-    return {"model_type": "olmo3", "sliding_window": window, "layer_types": windows.kinds(keys, 4)}
+    turned = rope_parameters(keys.header, keys.head_dim, keys.whole("context_length"))
+    return {
+        "model_type": "olmo3",
+        "sliding_window": window,
+        "layer_types": windows.kinds(keys, 4),
+        "rope_parameters": {windows.FULL: turned, windows.SLIDING: turned},
+    }
 
 
 def _relu2(keys: Keys) -> dict[str, Any]:

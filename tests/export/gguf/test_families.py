@@ -117,6 +117,7 @@ def test_caps_of_logits_are_those_of_the_config(
         ("BloomConfig", {"apply_residual_connection_post_layernorm": True, "n_head": 4}, "behind its norms"),
         ("FalconH1Config", {**MAMBA2, "mamba_d_ssm": 128, "mamba_rms_norm": True}, "before their gate"),
         ("GraniteMoeHybridConfig", {**MAMBA2, "mamba_n_groups": 2}, "all groups of its states at once"),
+        ("Olmo3Config", {"rope_theta": 10000.0}, "its windows turn otherwise"),
         ("GlmConfig", {"head_dim": 48, "pad_token_id": 0}, "heads together are not as wide"),
         ("NemotronConfig", {"head_dim": 48}, "heads together are not as wide"),
         ("Cohere2Config", {"head_dim": 48}, "heads together are not as wide"),
