@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nbtune.errors import ExportError
 from nbtune.export.source import ExportSource, read_json
+from nbtune.methods import METHODS
 from nbtune.models.heads import Head, read_head
 from nbtune.models.pasted import auto_class, imports, loads
 from nbtune.models.token_rows import rows_of
@@ -162,6 +163,11 @@ def usage(source: ExportSource, repo: str, base: str, *, file: str, prompt: str 
     )
 
 
+def _by_steps(source: ExportSource) -> bool:
+    method = METHODS.get(source.method or "")
+    return method is not None and method.rows == "stepwise"
+
+
 def _of_scores(source: ExportSource, head: Head, base: tuple[str, str, str], repo: str, asked: str, file: str) -> Usage:
     """Return the lines that let a reward model or a classifier score a text: it writes none.
 
@@ -169,7 +175,7 @@ def _of_scores(source: ExportSource, head: Head, base: tuple[str, str, str], rep
         base: what is imported for it, what loads it, and the line that gives it new tokens.
     """
     if head.of == "token":
-        inputs, shows = _LINES.format(lines=_STEPS if source.method == "prm" else _WORDS), _OF_LINES
+        inputs, shows = _LINES.format(lines=_STEPS if _by_steps(source) else _WORDS), _OF_LINES
     elif len(head.labels) == 1 and _is_chat(source):  # a reward, which is of an answer
         inputs, shows = _JUDGED_CHAT.format(prompt=asked), _REWARD
     else:

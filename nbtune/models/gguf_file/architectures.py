@@ -148,16 +148,19 @@ def _mpt(keys: Keys) -> dict[str, Any]:
 def _olmo2(keys: Keys) -> dict[str, Any]:
     if not (window := keys.whole("attention.sliding_window", 0)):
         return {"attention_bias": False}
-    if keys.text("rope.scaling.type", "none") != "none":
-        raise refused(
-            keys.header.place, f"its {keys.arch}.rope.scaling.type scales some of its layers", "Name its Hub id."
-        )
     turned = rope_parameters(keys.header, keys.head_dim, keys.whole("context_length"))
+    if keys.text("rope.scaling.type", "none") != "none" or turned["rope_type"] != "default":
+        said = f"{keys.arch}.rope.scaling.type, rope.scaling.factor or rope.scale_linear"
+        raise refused(keys.header.place, f"its {said} scales some of its layers", "Name its Hub id.")
+    from transformers import Olmo3Config  # newer ones have a base for each kind of layers, and see no other
+
+    if windows.FULL in (Olmo3Config().rope_parameters or {}):
+        turned = {windows.FULL: turned, windows.SLIDING: turned}
     return {
         "model_type": "olmo3",
         "sliding_window": window,
         "layer_types": windows.kinds(keys, 4),
-        "rope_parameters": {windows.FULL: turned, windows.SLIDING: turned},
+        "rope_parameters": turned,
     }
 
 

@@ -14,6 +14,7 @@ from nbtune.models.gguf_file.rotary import TENSORS, rope_parameters
 from nbtune.models.gguf_file.unread import refuse_unread
 
 _MOST_CONTEXT = 1 << 27  # tokens
+_EPSILONS = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")  # what classes call that of their LayerNorms
 _OTHERS = {
     "clip": "it is what a model sees or hears with (a projector), not a language model",
     "": "it names no architecture",
@@ -101,7 +102,7 @@ def _common(keys: Keys, architecture: Architecture) -> dict[str, Any]:
         "hidden_size": keys.hidden,
         "num_hidden_layers": keys.layers,
         "max_position_embeddings": context,
-        **({"layer_norm_eps": epsilon, "layer_norm_epsilon": epsilon} if architecture.layer_norm else {}),
+        **(dict.fromkeys(_EPSILONS, epsilon) if architecture.layer_norm else {}),
         **({} if architecture.layer_norm else {"rms_norm_eps": epsilon}),
         **({} if architecture.states else _attention(keys, architecture)),
         "tie_word_embeddings": "output.weight" not in header.tensors,

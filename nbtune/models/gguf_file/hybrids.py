@@ -13,6 +13,8 @@ from nbtune.models.gguf_file.mixtures import experts, granite
 from nbtune.models.gguf_file.rotary import rope_parameters
 
 _FULL, _LINEAR = "full_attention", "linear_attention"
+_SECTIONS = "rope.dimension_sections"
+_GRANITES = ("embedding_scale", "residual_scale", "logit_scale", "attention.scale")  # what no Bamba has
 
 
 def mamba(keys: Keys) -> dict[str, Any]:
@@ -59,7 +61,8 @@ def granite_hybrid(keys: Keys) -> dict[str, Any]:
     """Return a Granite 4's, or a Bamba's, which multiplies nothing."""
     kinds = ["mamba" if keys.holds("ssm_out.weight", i) else "attention" for i in range(keys.layers)]
     expanded = keys.whole("ssm.inner_size") // max(keys.hidden, 1)
-    if not keys.has("embedding_scale"):
+    turns = keys.flag("rope.scaling.finetuned", True)
+    if turns and not any(map(keys.has, _GRANITES)):
         attending = [i for i, kind in enumerate(kinds) if kind == "attention"]
         return {"model_type": "bamba", **_states(keys), "mamba_expand": expanded, "attn_layer_indices": attending}
     routed = keys.whole("expert_count", 0)
@@ -71,10 +74,10 @@ def granite_hybrid(keys: Keys) -> dict[str, Any]:
             "num_local_experts": routed, "num_experts_per_tok": found["num_experts_per_tok"],
             "intermediate_size": found["moe_intermediate_size"],
         }  # fmt: skip
-    turns = "rope" if keys.flag("rope.scaling.finetuned", False) else None
     return {
         **granite(keys), **_states(keys), **many, "mamba_expand": expanded, "layer_types": kinds,
-        "shared_intermediate_size": shared, "position_embedding_type": turns, "attention_bias": False,
+        "shared_intermediate_size": shared, "position_embedding_type": "rope" if turns else None,
+        "attention_bias": False,
     }  # fmt: skip
 
 
@@ -172,7 +175,11 @@ def qwen35(keys: Keys) -> dict[str, Any]:
     """Return a Qwen3.5's, or what all of them with delta nets have."""
     values = keys.whole("ssm.time_step_rank")
     rope = rope_parameters(keys.header, keys.head_dim, keys.whole("context_length"))
-    if sections := keys.header.items(f"{keys.arch}.rope.dimension_sections", int):
+    if sections := keys.header.items(f"{keys.arch}.{_SECTIONS}", int):
+        if not _turned_by_words(sections, keys.head_dim):
+            raise refused(
+                keys.header.place, f"its {keys.arch}.{_SECTIONS} leave some of a head unturned", "Name its Hub id."
+            )
         rope["mrope_section"] = sections[:3]
     return {
         "layer_types": [_LINEAR if keys.holds("ssm_out.weight", i) else _FULL for i in range(keys.layers)],
@@ -183,6 +190,13 @@ def qwen35(keys: Keys) -> dict[str, Any]:
         "linear_conv_kernel_dim": keys.whole("ssm.conv_kernel"),
         "rope_parameters": rope,
     }
+
+
+def _turned_by_words(sections: list[int], head_dim: int) -> bool:
+    """Return whether a text's own positions turn all of a head: those of time, height and width are alike in it, and a
+    fourth is 0. (llama.cpp takes the three in turns, each as often as its section says.)"""
+    total = min(sum(sections), head_dim)
+    return total > 0 and len(sections) > 2 and all(at < 3 * sections[at % 3] for at in range(total))
 
 
 def qwen35_moe(keys: Keys) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from nbtune.models.gguf_file.rotary import rope_parameters
 
 CHUNK_LLAMA4 = 8192  # tokens of a chunk of its text, and from how many on far queries grow: llama.cpp has it in itself
 UNNORMED_LLAMA4 = 128  # experts of the Llama 4 whose queries and keys are not normed
-_LEAST_EPSILON, _MOST_EPSILON = 1e-7, 1e-5  # beside 1e-6, which transformers has for norms of latent vectors
+_LEAST_EPSILON, _MOST_EPSILON = 1e-7, 1.1e-5  # beside 1e-6, which transformers has for norms of latent vectors
 _SOFTMAX, _SIGMOID = 1, 2  # llama.cpp's number for routers that weigh by one
+_UNCLIPPED = 1e9  # of a DBRX, which always clips
 _TURNS = "rope.scaling.finetuned"
 DEEPSEEK_BITS = 6  # digits to which a factor is rounded that was written as one of ten in half of fp64
 
@@ -172,10 +173,15 @@ def deepseek(keys: Keys) -> dict[str, Any]:
     }
 
 
+def _see_epsilon(keys: Keys, key: str) -> None:
+    """Refuse an epsilon that is not near the one which transformers has in a class, whatever its config says."""
+    if not _LEAST_EPSILON <= keys.real(key) <= _MOST_EPSILON:
+        raise refused(keys.header.place, f"its {keys.arch}.{key} is not that of all of its norms", "Name its Hub id.")
+
+
 def _latent_scaling(keys: Keys, rope: Mapping[str, Any]) -> dict[str, float]:
     """Return by how much yarn scales attention to latent vectors, whose norms are seen to be transformers', too."""
-    if not _LEAST_EPSILON <= keys.real("attention.layer_norm_rms_epsilon") <= _MOST_EPSILON:
-        raise refused(keys.header.place, f"its {keys.arch}.attention.layer_norm_rms_epsilon is not that of its latents")
+    _see_epsilon(keys, "attention.layer_norm_rms_epsilon")
     if rope["rope_type"] not in ("default", "yarn") or rope.get("factor", 1.0) < 1:
         said = f"{keys.arch}.rope.scaling.type, its factor or rope.scale_linear"
         raise refused(keys.header.place, f"its {said} scales attention, too", "Name its Hub id.")
@@ -205,6 +211,7 @@ def gating(keys: Keys, known: tuple[int, ...]) -> int:
 
 
 def minicpm3(keys: Keys) -> dict[str, Any]:
+    _see_epsilon(keys, "attention.layer_norm_rms_epsilon")
     rotary, heads = keys.whole("rope.dimension_count"), keys.whole("attention.head_count")
     return {
         "num_key_value_heads": heads,
@@ -219,6 +226,10 @@ def minicpm3(keys: Keys) -> dict[str, Any]:
 
 
 def afmoe(keys: Keys) -> dict[str, Any]:
+    if windows.kinds(keys, 4) != windows.usual(keys.layers, 4):  # by which llama.cpp turns heads, whatever a file says
+        raise refused(keys.header.place, f"its {keys.arch}.attention.sliding_window_pattern is not that of an AFMoE")
+    if keys.text("rope.scaling.type") == "none":
+        raise refused(keys.header.place, f"its {keys.arch}.rope.scaling.type is none", "Name its Hub id.")
     return {
         **experts(keys), **_windows(keys), "num_dense_layers": keys.whole("leading_dense_block_count", 0),
         "num_shared_experts": keys.whole("expert_shared_count", 0), "mup_enabled": True,
@@ -265,6 +276,7 @@ def _routed(keys: Keys, known: tuple[int, ...] = (_SIGMOID,)) -> dict[str, Any]:
 
 
 def dbrx(keys: Keys) -> dict[str, Any]:
+    _see_epsilon(keys, "attention.layer_norm_epsilon")
     heads = keys.whole("attention.head_count")
     found = experts(keys)
     return {
@@ -274,7 +286,7 @@ def dbrx(keys: Keys) -> dict[str, Any]:
         "max_seq_len": keys.whole("context_length"),
         "attn_config": {
             "kv_n_heads": keys.whole("attention.head_count_kv", heads),
-            "clip_qkv": keys.real("attention.clamp_kqv", 0.0) or None,
+            "clip_qkv": keys.cap("attention.clamp_kqv", _UNCLIPPED),
             "rope_theta": keys.real("rope.freq_base", 10000.0),
         },
         "ffn_config": {

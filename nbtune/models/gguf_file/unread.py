@@ -10,7 +10,9 @@ from nbtune.models.gguf_file.keys import Keys
 from nbtune.untrusted import shortened
 
 _SLIDING_BASE, _SECTIONS = "rope.freq_base_swa", "rope.dimension_sections"
+_GROUPS = "expert_group_count"
 UNREAD: dict[str, tuple[str, ...]] = {
+    "afmoe": (_GROUPS, _SLIDING_BASE),
     "cohere2": (_SLIDING_BASE,),
     "gemma2": (_SLIDING_BASE,),
     "glm4": (_SECTIONS,),
@@ -32,6 +34,8 @@ def refuse_unread(keys: Keys) -> None:
     for key in UNREAD.get(keys.arch, ()):
         said = keys.header.metadata.get(f"{keys.arch}.{key}")
         if key == _SLIDING_BASE and said == keys.header.metadata.get(f"{keys.arch}.rope.freq_base"):
+            continue
+        if key == _GROUPS and said == 1:
             continue
         if _something(said):
             shown = shortened(repr(said), 60)
