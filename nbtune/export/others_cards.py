@@ -10,7 +10,7 @@ from typing import Any
 
 from nbtune.errors import ExportError
 from nbtune.export.source import ExportSource, is_on_hub, read_json
-from nbtune.models.names import EMBEDDED
+from nbtune.models.embedded import NAME as EMBEDDED
 from nbtune.spec.yaml_loader import head_of_card, load
 
 _CODE = re.compile(r"[A-Za-z0-9-]{2,12}$")

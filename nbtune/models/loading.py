@@ -16,9 +16,10 @@ from nbtune.device.streams import fork_rng
 from nbtune.errors import HubError, SpecError
 from nbtune.models import handed_over, token_rows
 from nbtune.models.config_numbers import refuse_odd_config
+from nbtune.models.embedded import NAME as EMBEDDED
 from nbtune.models.four_bit import four_bit
 from nbtune.models.gguf_file.decoded import folder_of, gguf_of
-from nbtune.models.names import EMBEDDED, meant, refuse_lost_path, refuse_odd_name, refuse_without_config
+from nbtune.models.names import meant, refuse_lost_path, refuse_odd_name, refuse_without_config
 from nbtune.models.refusals import first_line, refusing
 from nbtune.models.transformers_state import MAKING, hidden_bars
 from nbtune.models.weight_checks import check_files, check_loaded, refuse_odd_files

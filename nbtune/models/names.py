@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from nbtune import hub_cache
 from nbtune.errors import NbtuneError, SpecError
+from nbtune.models.embedded import NAME as EMBEDDED
 from nbtune.models.gguf_file.decoded import gguf_in, gguf_of
 from nbtune.spec import unusual
 from nbtune.untrusted import folder_named, shortened
@@ -15,7 +16,6 @@ from nbtune.untrusted import folder_named, shortened
 if TYPE_CHECKING:
     from nbtune.spec import RunSpec
 
-EMBEDDED = "nbtune/tiny"
 _HUB_ID = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 WELL_KNOWN = (  # `nbtune/models/well_known.py` has what they are
     *(f"HuggingFaceTB/SmolLM2-{size}-Instruct" for size in ("135M", "360M", "1.7B")),

@@ -115,8 +115,8 @@ def _describe(
     from tokenizers import AddedToken
 
     from nbtune.models.config_facts import headers_of
+    from nbtune.models.embedded import NAME as EMBEDDED
     from nbtune.models.loading import load_tokenizer, outline
-    from nbtune.models.names import EMBEDDED
     from nbtune.models.stored_names import Loading
     from nbtune.models.tokenizer_files import make_portable
 

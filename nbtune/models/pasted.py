@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 
+from nbtune.models.embedded import NAME as EMBEDDED
 from nbtune.models.heads import Head
-
-EMBEDDED = "nbtune/tiny"
 
 
 def loads(base: str, head: Head | None = None, *more: str) -> str:

@@ -27,6 +27,7 @@ from tests.engine.conftest import ROWS, SPEC
 from tests.models.test_accelerate import batch
 from tests.planner.test_planner import LLAMA_8B, _data
 from tests.spec.test_zero_stages import AXOLOTL
+from tests.support.judged_rows import rows_of
 from tests.support.several import train
 
 CPU = {**SPEC, "device": "cpu", "batch_size": 3, "steps": 4}  # three rows are no two processes' equal shares
@@ -35,16 +36,7 @@ TEXTS = [f"Row {i} of many" + ", and on it goes" * (i % 5) for i in range(30)]
 KINDS: dict[str, list[dict[str, Any]]] = {
     "sft": ROWS,
     "pairs": [{"prompt": f"Say {i}.", "chosen": f"It is {i}.", "rejected": "No " * (i % 4 + 1)} for i in range(30)],
-    "feedback": [{"prompt": f"Say {i}.", "completion": text, "label": i % 3 > 0} for i, text in enumerate(TEXTS)],
-    "stepwise": [
-        {"prompt": f"Say {i}.", "completions": [text, "So it is."], "labels": [True, i % 2 > 0]}
-        for i, text in enumerate(TEXTS)
-    ],
-    "labelled": [{"text": text, "label": ["odd", "even"][i % 2]} for i, text in enumerate(TEXTS)],
-    "tagged": [
-        {"tokens": text.split(), "tags": ["odd" if len(w) % 2 else "even" for w in text.split()]} for text in TEXTS
-    ],
-    "texts": [{"text": text} for text in TEXTS],
+    **rows_of(TEXTS),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from nbtune.methods import METHODS
 from nbtune.spec.learning import OPTIMIZERS, SCHEDULES
 from tests.support.family_cases import SIZES
+from tests.support.judged_rows import rows_of
 from tests.support.tiny_models import save_speaking
 
 Fields = dict[str, Any]
@@ -27,23 +28,13 @@ MODELS: dict[str, tuple[str, Fields]] = {
 _ENDS = ["", " and on", " and on it goes, as it did", " then"]
 TEXTS = [f"Row {i} of many{_ENDS[i % 4]}." for i in range(12)]
 ROWS: dict[str, list[Fields]] = {
-    "texts": [{"text": text} for text in TEXTS],
     "completions": [{"prompt": f"Say {i}.", "completion": text} for i, text in enumerate(TEXTS)],
     "chats": [
         {"messages": [{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": text}]}
         for i, text in enumerate(TEXTS)
     ],
     "pairs": [{"prompt": f"Say {i}.", "chosen": text, "rejected": "No" * (1 + i % 3)} for i, text in enumerate(TEXTS)],
-    "feedback": [{"prompt": f"Say {i}.", "completion": text, "label": i % 3 > 0} for i, text in enumerate(TEXTS)],
-    "stepwise": [
-        {"prompt": f"Say {i}.", "completions": [text, "So it is."], "labels": [True, i % 2 > 0]}
-        for i, text in enumerate(TEXTS)
-    ],
-    "labelled": [{"text": text, "label": ["odd", "even"][i % 2]} for i, text in enumerate(TEXTS)],
-    "tagged": [
-        {"tokens": text.split(), "tags": ["odd" if len(word) % 2 else "even" for word in text.split()]}
-        for text in TEXTS
-    ],
+    **rows_of(TEXTS),
 }  # fmt: skip
 _IMITATES = {"texts": "texts", "completions": "completions", "chats": "chats"}
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from nbtune.models.gguf_file.header import refused
 from nbtune.models.gguf_file.keys import Keys
-from nbtune.models.gguf_file.mixtures import experts, granite
+from nbtune.models.gguf_file.mixtures import TURNS, experts, granite
 from nbtune.models.gguf_file.rotary import rope_parameters
+from nbtune.models.gguf_file.unread import SECTIONS
 
 _FULL, _LINEAR = "full_attention", "linear_attention"
-_SECTIONS = "rope.dimension_sections"
 _GRANITES = ("embedding_scale", "residual_scale", "logit_scale", "attention.scale")  # what no Bamba has
 
 
@@ -61,7 +61,7 @@ def granite_hybrid(keys: Keys) -> dict[str, Any]:
     """Return a Granite 4's, or a Bamba's, which multiplies nothing."""
     kinds = ["mamba" if keys.holds("ssm_out.weight", i) else "attention" for i in range(keys.layers)]
     expanded = keys.whole("ssm.inner_size") // max(keys.hidden, 1)
-    turns = keys.flag("rope.scaling.finetuned", True)
+    turns = keys.flag(TURNS, True)
     if turns and not any(map(keys.has, _GRANITES)):
         attending = [i for i, kind in enumerate(kinds) if kind == "attention"]
         return {"model_type": "bamba", **_states(keys), "mamba_expand": expanded, "attn_layer_indices": attending}
@@ -175,10 +175,10 @@ def qwen35(keys: Keys) -> dict[str, Any]:
     """Return a Qwen3.5's, or what all of them with delta nets have."""
     values = keys.whole("ssm.time_step_rank")
     rope = rope_parameters(keys.header, keys.head_dim, keys.whole("context_length"))
-    if sections := keys.header.items(f"{keys.arch}.{_SECTIONS}", int):
+    if sections := keys.header.items(f"{keys.arch}.{SECTIONS}", int):
         if not _turned_by_words(sections, keys.head_dim):
             raise refused(
-                keys.header.place, f"its {keys.arch}.{_SECTIONS} leave some of a head unturned", "Name its Hub id."
+                keys.header.place, f"its {keys.arch}.{SECTIONS} leave some of a head unturned", "Name its Hub id."
             )
         rope["mrope_section"] = sections[:3]
     return {

@@ -15,7 +15,7 @@ UNNORMED_LLAMA4 = 128  # experts of the Llama 4 whose queries and keys are not n
 _LEAST_EPSILON, _MOST_EPSILON = 1e-7, 1.1e-5  # beside 1e-6, which transformers has for norms of latent vectors
 _SOFTMAX, _SIGMOID = 1, 2  # llama.cpp's number for routers that weigh by one
 _UNCLIPPED = 1e9  # of a DBRX, which always clips
-_TURNS = "rope.scaling.finetuned"
+TURNS = "rope.scaling.finetuned"
 DEEPSEEK_BITS = 6  # digits to which a factor is rounded that was written as one of ten in half of fp64
 
 
@@ -85,8 +85,8 @@ def llama4(keys: Keys) -> dict[str, Any]:
 
 
 def granite(keys: Keys) -> dict[str, Any]:
-    if keys.arch == "granite" and not keys.flag(_TURNS, True):
-        raise refused(keys.header.place, f"its {keys.arch}.{_TURNS} is no: none of its heads turns", "Name its Hub id.")
+    if keys.arch == "granite" and not keys.flag(TURNS, True):
+        raise refused(keys.header.place, f"its {keys.arch}.{TURNS} is no: none of its heads turns", "Name its Hub id.")
     return {
         **biases(keys),
         "attention_multiplier": keys.real("attention.scale", 0.0) or keys.head_dim**-0.5,

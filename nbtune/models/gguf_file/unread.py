@@ -9,14 +9,14 @@ from nbtune.models.gguf_file.header import refused
 from nbtune.models.gguf_file.keys import Keys
 from nbtune.untrusted import shortened
 
-_SLIDING_BASE, _SECTIONS = "rope.freq_base_swa", "rope.dimension_sections"
-_GROUPS = "expert_group_count"
+SECTIONS = "rope.dimension_sections"
+_SLIDING_BASE, _GROUPS = "rope.freq_base_swa", "expert_group_count"
 UNREAD: dict[str, tuple[str, ...]] = {
     "afmoe": (_GROUPS, _SLIDING_BASE),
     "cohere2": (_SLIDING_BASE,),
     "gemma2": (_SLIDING_BASE,),
-    "glm4": (_SECTIONS,),
-    "glm4moe": (_SECTIONS,),
+    "glm4": (SECTIONS,),
+    "glm4moe": (SECTIONS,),
     "gpt-oss": (_SLIDING_BASE,),
     "lfm2": ("attention.sliding_window",),
     "lfm2moe": ("attention.sliding_window",),
