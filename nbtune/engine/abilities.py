@@ -51,7 +51,7 @@ def expected(spec: RunSpec, facts: ModelFacts, tokenizer: Any) -> Abilities:
     asked = (spec.model, config, spec.adapter.model_dump_json(), METHODS[spec.method].by_tokens, form)
     blocks, packing = _tried(*asked, accelerate=spec.accelerate, trust_remote_code=trust)
     merging = can_be_merged(folder, headers, spec.adapter, facts.targets)
-    settings, weights = _outlined(spec, headers, folder)
+    settings, weights = _outlined(spec, facts, headers, folder)
     if METHODS[spec.method].head:  # merged it is a model of transformers, and no text comes out of it
         unspoken = Claim(words="it gives scores, no answers")
         told = Claim(holds=False, words=NO_SCORES)
@@ -93,8 +93,13 @@ def _tried(
     return trial.blocks, small_packs_are_kept_apart(trial, fused=fused)
 
 
-def _outlined(spec: RunSpec, headers: dict[str, Any], place: Path) -> tuple[dict[str, str], Claim]:
-    """Return the config's settings, and whether the weights will all be there."""
+def _outlined(spec: RunSpec, facts: ModelFacts, headers: dict[str, Any], place: Path) -> tuple[dict[str, str], Claim]:
+    """Return the config's settings, and whether the weights will all be there.
+
+    Raises:
+        SpecError: the adapter's first values want weights that are not there as they are.
+    """
+    from nbtune.models.first_values import check_files
     from nbtune.models.gguf_file.decoded import said_of
     from nbtune.models.headers_check import weights_by_headers
     from nbtune.models.outline_facts import outlined
@@ -105,6 +110,7 @@ def _outlined(spec: RunSpec, headers: dict[str, Any], place: Path) -> tuple[dict
         raise
     except Exception as error:  # noqa: BLE001 — a model's own code may want numbers; what is wrong with it, loading says
         return {}, Claim(words=f"it cannot be outlined without numbers ({type(error).__name__})")
+    check_files(spec.adapter, facts.targets, headers, whole)
     weights = weights_by_headers(whole, headers, place, spec.model)
     if origin := said_of(place):
         weights = weights.model_copy(update={"words": f"{weights.words}; {origin}"})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbtune.engine import objects, peft_start, reward_models, warm_start
+from nbtune.engine.run_loss import check_teacher
 from nbtune.errors import NbtuneError, SpecError, TrainError
 from nbtune.store import checkpoints
 from nbtune.store.folder import find, runs_root
@@ -92,7 +93,7 @@ def named_runs(spec: RunSpec, runs_dir: str | Path | None) -> Beginning:
 
 
 def look_at(begins: Beginning, local: RunSpec) -> None:
-    """Look at a model that is here, and whether what a run begins with is of it.
+    """Look at a model that is here, and whether its teacher, and what a run begins with, are of it.
 
     Args:
         begins: see `named_runs`.
@@ -105,4 +106,5 @@ def look_at(begins: Beginning, local: RunSpec) -> None:
 
     models.resolve(local.model, weights=False, trust_remote_code=local.trust_remote_code)
     objects.check_vocabulary(local)
+    check_teacher(local)
     begins.check_base(local)

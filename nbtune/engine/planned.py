@@ -8,7 +8,7 @@ from nbtune import device as machine
 from nbtune.data.prepare.report import refuse_untrained
 from nbtune.engine import abilities, objects
 from nbtune.engine.library_logging import quiet_libraries
-from nbtune.engine.run_loss import head_of_run, without_teacher
+from nbtune.engine.run_loss import check_teacher, head_of_run, without_teacher
 from nbtune.errors import PlanError, SpecError
 from nbtune.methods import METHODS
 from nbtune.planner import Plan, make_plan
@@ -53,6 +53,7 @@ def planned(spec: RunSpec, sources: Sequence[Source], where: DeviceFacts | None)
         NbtuneError: something does not fit, or cannot be read.
     """
     from nbtune import models
+    from nbtune.models.four_bit import must_be_installed
     from nbtune.models.heads import with_outputs
 
     quiet_libraries()  # small copies of the model are tried
@@ -61,6 +62,8 @@ def planned(spec: RunSpec, sources: Sequence[Source], where: DeviceFacts | None)
     facts = with_outputs(facts, head_of_run(spec))
     objects.check_vocabulary(spec)
     tokenizer = models.load_tokenizer(spec.speaks, trust_remote_code=trust)
+    if where is not None:  # else `beginnings.look_at` has asked
+        check_teacher(spec, tokenizer)
     measured = _measured(sources, tokenizer, spec)
     device, gpus = _devices(spec, where)
     missing = models.missing_bytes(model, facts.weights_bytes)
@@ -71,6 +74,8 @@ def planned(spec: RunSpec, sources: Sequence[Source], where: DeviceFacts | None)
         plan = make_plan(spec, facts, measured, device, **about, devices=gpus * device.nodes)
     except PlanError as error:
         raise _with_more(error, spec, facts, measured, device, gpus) from error
+    if where is None and plan.weights.four_bit:
+        must_be_installed()
     return spread_out(plan, facts, device, gpus)
 
 

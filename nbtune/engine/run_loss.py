@@ -125,6 +125,40 @@ def written_teacher(
     return WrittenTeacher(folder)
 
 
+def check_teacher(spec: RunSpec, tokenizer: Any = None) -> None:
+    """Refuse a teacher that is not there, or has another vocabulary than the model that it would teach.
+
+    Args:
+        spec: as `Objects.described` gives it; without a teacher there is nothing to refuse.
+        tokenizer: of the model that is trained; None: it is loaded.
+
+    Raises:
+        SpecError, HubError: see above.
+    """
+    from nbtune.models import load_tokenizer
+
+    if spec.teacher is None:
+        return
+    trust = spec.trust_remote_code
+    mine = (load_tokenizer(spec.speaks, trust_remote_code=trust) if tokenizer is None else tokenizer).get_vocab()
+    theirs = load_tokenizer(spec.teacher, trust_remote_code=trust).get_vocab()
+    if theirs == mine:
+        return
+    new = [*spec.adapter.new_tokens, *spec.adapter.new_special_tokens]
+    key = "new_tokens" if spec.adapter.new_tokens else "new_special_tokens"
+    if new and theirs == {token: number for token, number in mine.items() if token not in new}:
+        raise SpecError(
+            f"the teacher {spec.teacher} does not know `{new[0]}`, and can only teach a model that has its vocabulary",
+            place="teacher",
+            fix=f"drop `adapter.{key}`, or name a teacher that was given the same tokens",
+        )
+    raise SpecError(
+        f"the teacher {spec.teacher} has another vocabulary than the model, and can only teach one that has its own",
+        place="teacher",
+        fix="name a teacher of the same family",
+    )
+
+
 def load_teacher(spec: RunSpec, tokenizer: Any, *, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
     """Return the teacher, ready to be asked.
 
@@ -134,18 +168,11 @@ def load_teacher(spec: RunSpec, tokenizer: Any, *, dtype: torch.dtype, device: t
     Raises:
         SpecError: it has another vocabulary, or cannot be loaded.
     """
-    from nbtune.models import load_model, load_tokenizer
+    from nbtune.models import load_model
 
     assert spec.teacher is not None, "the spec's own check"
 
-    theirs = load_tokenizer(spec.teacher, trust_remote_code=spec.trust_remote_code).get_vocab()
-    if theirs != tokenizer.get_vocab():
-        raise SpecError(
-            f"the teacher {spec.teacher} has another vocabulary than {spec.model}, and can "
-            "only teach a model that has its own",
-            place="teacher",
-            fix="name a teacher of the same family",
-        )
+    check_teacher(spec, tokenizer)
     teacher: torch.nn.Module = load_model(
         spec.teacher, dtype=dtype, device=device, trust_remote_code=spec.trust_remote_code
     )

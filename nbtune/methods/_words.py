@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import groupby
 
 from nbtune.methods._method import Method
@@ -22,7 +22,7 @@ def how_they_learn(methods: Iterable[Method]) -> str:
     return f"How it learns. {'; '.join(sentences)}."
 
 
-def what_beta_is(methods: Iterable[Method]) -> str:
+def what_beta_is(methods: Collection[Method]) -> str:
     """Return a sentence on `beta`: which methods have none, and what it is where a spec leaves it out.
 
     >>> nbtune.methods.what_beta_is([nbtune.methods.METHODS["sft"], nbtune.methods.METHODS["dpo"]])
@@ -36,4 +36,6 @@ def what_beta_is(methods: Iterable[Method]) -> str:
             values[method.name] = beta
     usual = Counter(values.values()).most_common(1)[0][0]
     others = "".join(f", for `{name}` {beta:g}" for name, beta in values.items() if beta != usual)
-    return f"How strongly preferences pull (not with {', '.join(without)}); unset: {usual:g}{others}."
+    online = " and ".join(f"`{method.name}`" for method in methods if method.online)
+    penalty = f"; of {online} what leaving the base costs, 0: nothing" if online else ""
+    return f"How strongly preferences pull (not with {', '.join(without)}){penalty}; unset: {usual:g}{others}."

@@ -8,7 +8,7 @@ base is asked, and what is saved fits the base that everybody has: s (B A − B�
 that are trained stand in the base itself: without B₀, A₀ and their first values it would be another one.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,11 +71,12 @@ def check(model: "nn.Module", adapter: "AdapterSpec", targets: "Targets") -> Non
     """Refuse layers that have no such values.
 
     Raises:
-        SpecError: they are experts' stacks, or narrower than the rank.
+        SpecError: they are experts' stacks, narrower than the rank, or of loftq none that 4 bits round.
     """
-    from nbtune.models.adapter_targets import adapted_weights
+    from nbtune.models.adapter_targets import adapted_weights, modules_of
 
-    if not adapter.changes_base:
+    of_rounding = adapter.init_lora_weights == "loftq"
+    if not adapter.changes_base and not of_rounding:
         return
     if targets.parameters:
         raise SpecError(
@@ -83,14 +84,62 @@ def check(model: "nn.Module", adapter: "AdapterSpec", targets: "Targets") -> Non
             place=_PLACE,
             fix="Name other layers, as in target_modules: [q_proj, v_proj], or drop init_lora_weights.",
         )
+    layers = modules_of(model, targets.modules)
+    if whole := sorted(layers.keys() - _rounded(model)) if of_rounding else []:
+        raise SpecError(
+            f"`{whole[0]}` is not rounded to 4 bits, so nothing of it is lost that first values `loftq` could hold",
+            place=_PLACE,
+            fix="Name other layers, as in target_modules: [q_proj, v_proj], or drop init_lora_weights.",
+        )
     most = max([adapter.r, *adapter.rank_pattern.values()])
     for name, weight in adapted_weights(model, targets).items():
-        if min(weight.shape) < most:
+        module = layers.get(name.removesuffix(".weight"))
+        sides = [getattr(module, side, 0) for side in ("in_features", "out_features")]  # 4 bits have another shape
+        if (narrow := min(sides) or min(weight.shape)) < most:
             raise SpecError(
-                f"`{name}` has only {min(weight.shape)} directions, and the rank is {most}",
+                f"`{name}` has only {narrow} directions, and the rank is {most}",
                 place=_PLACE,
                 fix="Lower the rank, or drop init_lora_weights.",
             )
+
+
+def _rounded(model: Any) -> set[str]:
+    """Return the layers that 4 bits round (`nbtune.models.four_bit`), of a model where they are or are still to be."""
+    from nbtune.models.adapter_targets import linears, rounded_linears
+    from nbtune.spec.placement import Placement
+
+    done = {name for name, module in linears(model) if type(module).__name__ == "Linear4bit"}
+    return done or {*rounded_linears(model, Placement(format="nf4"))}
+
+
+def check_files(adapter: "AdapterSpec", targets: Iterable[str], headers: Iterable[str], model: Any) -> None:
+    """Refuse first values that are made of numbers which the model's files have under other names, or otherwise.
+
+    Args:
+        targets: the names of the weights that the adapter is put onto.
+        headers: the names in the files; none: they are not known.
+        model: without its numbers.
+
+    Raises:
+        SpecError: see above, as `loftq` says it.
+    """
+    from nbtune.models.stored_names import Loading
+
+    stored = list(headers)
+    if adapter.init_lora_weights != "loftq" or not stored:
+        return
+    loading = Loading(model)
+    there = {path for path, converted in map(loading.name_of, stored) if converted is None}
+    if missing := set(targets) - there:
+        raise _not_in_files(min(missing))
+
+
+def _not_in_files(name: str) -> SpecError:
+    return SpecError(
+        f"the weight `{name}` is not in the model's files as it is, so what rounding took is not known",
+        place=_PLACE,
+        fix="Drop init_lora_weights.",
+    )
 
 
 def remember(model: Any, *, taken_out: bool) -> None:
@@ -209,11 +258,16 @@ def loftq(model: Any, name: str) -> None:
             module: Any = layers[path.removesuffix(".weight")]
             kept = module.get_base_layer().weight
             rounded = dequantize_4bit(kept.data, kept.quant_state).float()
-            lost = weight.to(rounded) - rounded
+            lost = (weight.T if _is_turned(module.get_base_layer()) else weight).to(rounded) - rounded
             u, s, vh = torch.linalg.svd(lost, full_matrices=False)
             rank, root = module.r["default"], (s / module.scaling["default"]).sqrt()
             module.lora_A["default"].weight.copy_(root[:rank, None] * vh[:rank])
             module.lora_B["default"].weight.copy_(u[:, :rank] * root[:rank])
+
+
+def _is_turned(layer: Any) -> bool:
+    """Return whether a layer of 4 bits was one whose weight lies as (in, out): GPT-2's."""
+    return getattr(getattr(layer, "source_cls", None), "__name__", "") == "Conv1D"
 
 
 def _as_stored(model: Any, name: str, wanted: list[str]) -> "Iterator[tuple[str, torch.Tensor]]":
@@ -232,11 +286,7 @@ def _as_stored(model: Any, name: str, wanted: list[str]) -> "Iterator[tuple[str,
                     left.discard(path)
                     yield path, opened.get_tensor(stored)
     if left:
-        raise SpecError(
-            f"the weight `{min(left)}` is not in the model's files as it is, so what rounding took is not known",
-            place=_PLACE,
-            fix="Drop init_lora_weights.",
-        )
+        raise _not_in_files(min(left))
 
 
 def kept_in(folder: Path) -> Path | None:

@@ -10,6 +10,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def must_be_installed() -> None:
+    """Refuse 4-bit weights where the library that rounds to them is missing: the same sentence by a plan and by a run.
+
+    Raises:
+        PlanError: it is.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise PlanError(
+            "4-bit weights need bitsandbytes, which is not installed",
+            fix="Run `pip install bitsandbytes`, or use adapter: {type: lora}.",
+        )
+
+
 def four_bit(shape: "PreTrainedModel", dtype: "torch.dtype") -> Any:
     """Return bitsandbytes' settings: nf4 with double quantisation, of all linear layers but the head and those whose
     weights the model's own code reads past them (packed, they have another shape).
@@ -23,11 +36,7 @@ def four_bit(shape: "PreTrainedModel", dtype: "torch.dtype") -> Any:
     """
     from nbtune.models.adapter_targets import read_past
 
-    if find_spec("bitsandbytes") is None:
-        raise PlanError(
-            "4-bit weights need bitsandbytes, which is not installed",
-            fix="Run `pip install bitsandbytes`, or use adapter: {type: lora}.",
-        )
+    must_be_installed()
     from transformers import BitsAndBytesConfig
 
     options: dict[str, Any] = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}

@@ -159,6 +159,8 @@ def must_fit(spec: RunSpec) -> None:
     if spec.beta is not None and "beta" not in method.options:
         first = next(name for name, other in METHODS.items() if "beta" in other.options)
         raise ValueError(f"`beta` is of methods that learn preferences: drop it, or set `method: {first}`")
+    if spec.beta == 0 and not method.online:
+        raise ValueError(f"with `beta: 0` method `{spec.method}` would learn nothing of what is preferred: take more")
     for key in spec.loss.model_dump(exclude_none=True):
         _must_take(method, key, spec.loss)
     if spec.optim_args.ema_decay and spec.eval.load_best:

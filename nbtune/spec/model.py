@@ -82,7 +82,7 @@ class RunSpec(Part):
         min_length=1,
     )
     method: MethodName = field("sft", "Method", how_they_learn(METHODS.values()), example="sft")
-    beta: float | None = field(None, "Beta", what_beta_is(METHODS.values()), example=0.1, gt=0, advanced=True)
+    beta: float | None = field(None, "Beta", what_beta_is(METHODS.values()), example=0.1, ge=0, advanced=True)
     loss: Annotated[LossSpec, BeforeValidator(loss_from_word)] = field(
         LossSpec(),
         "Loss",

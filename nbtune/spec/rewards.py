@@ -66,7 +66,8 @@ def must_fit(spec: RunSpec) -> None:
     beta = METHODS[name].options["beta"] if spec.beta is None else spec.beta
     if spec.adapter.type == "full" and beta:
         raise ValueError(
-            f"method `{name}` compares with the model without its adapter, and adapter `full` has none: use lora"
+            f"method `{name}` compares with the model without its adapter, and adapter `full` has none: "
+            "use lora, or `beta: 0`, by which it is free to leave it"
         )
     not_yet = {
         "gpus": spec.gpus != 1,

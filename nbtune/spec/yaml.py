@@ -216,12 +216,15 @@ def _explain(error: ValidationError, lines: Mapping[tuple[Any, ...], int], name:
     key = shortened(".".join(str(part) for part in _as_written(loc, lines)))
     message = shortened(in_words([each for each in errors if _loc(each) == loc]), 300)
     got = first.get("input")
+    if first["type"] == "value_error" and isinstance(got, Mapping):  # of keys inside, not of what the key takes
+        return _contradiction(message, lines, name, within=loc, fix=_fix(loc, first, lines))
     if first["type"] == "missing":
         cause = f"`{key}` is missing"
     elif reason := why_not(loc, got):
         cause = f"`{key}: {got}` is not there: {reason}"
     else:
-        not_this = shortened(shown(got))
+        ours = first["type"] == "value_error" and isinstance(got, list | tuple)  # a list it may be, and not this one
+        not_this = "" if ours else shortened(shown(got))
         cause = f"`{key}`: {message}{f', not {not_this}' if not_this else ''}"
     return SpecError(cause, place=_place(loc, lines, name), fix=_fix(loc, first, lines))
 
@@ -251,12 +254,28 @@ def _fix(loc: tuple[Any, ...], error: Mapping[str, Any], lines: Mapping[tuple[An
     return f"write for example `{key}: {flow(example)}`" if example is not None else HELP
 
 
-def _contradiction(message: str, lines: Mapping[tuple[Any, ...], int], name: str) -> SpecError:
-    """Return the error of keys that do not go together, whose words end with what to do."""
-    named = [word for word in re.findall(r"[a-z_]{2,}", message) if (word,) in lines]
-    place = _place((named[-1],), lines, name) if named else name
-    cause, fix = found.groups() if (found := _WAY_OUT.match(message)) else (message, HELP)
-    return SpecError(cause, place=place, fix=fix)
+def _contradiction(
+    message: str,
+    lines: Mapping[tuple[Any, ...], int],
+    name: str,
+    *,
+    within: tuple[Any, ...] = (),
+    fix: str = HELP,
+) -> SpecError:
+    """Return the error of keys that do not go together, whose words end with what to do.
+
+    Args:
+        within: the part whose keys they are.
+        fix: what is said where the words do not end so.
+    """
+    paths = [(*within, word) for word in re.findall(r"[a-z_]{2,}", message)]
+    named = [path for path in paths if path in lines]
+    place = _place(named[-1] if named else within, lines, name)
+    if found := _WAY_OUT.match(message):
+        cause, fix = found.groups()
+        return SpecError(cause, place=place, fix=fix)
+    part = shortened(".".join(map(str, within)))
+    return SpecError(f"`{part}`: {message}" if part and f"`{part}" not in message else message, place=place, fix=fix)
 
 
 def _field_at(kind: type[BaseModel], loc: tuple[Any, ...]) -> Any:

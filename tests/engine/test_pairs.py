@@ -126,6 +126,48 @@ def test_a_start_that_does_not_fit_is_refused_by_the_plan_too(runs: Runs, tmp_pa
         assert why in _both(runs, fields, variables), (start, level)
 
 
+_LOFTQ = {"type": "qlora", "r": 4, "init_lora_weights": "loftq"}
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "why"),
+    [
+        ("experts", {}, "experts' stacked weights have no first values `loftq`"),
+        ("biased", {"r": 64}, "only 32 directions"),
+        ("biased", {"target_modules": ["q_proj", "lm_head"]}, "`lm_head` is not rounded to 4 bits"),
+        ("tied", {"target_modules": ["q_proj", "lm_head"]}, "`lm_head` is not rounded to 4 bits"),
+        ("tied", {"target_modules": ["q_proj", "embed_tokens"]}, "`model.embed_tokens` is not rounded to 4 bits"),
+    ],
+)
+def test_what_rounding_took_is_asked_of_what_it_rounds(runs: Runs, model: str, more: Any, why: str) -> None:
+    fields, variables = runs.asked(row(model=model), adapter={**_LOFTQ, **more}, steps=1)
+    planned = said(lambda: nbtune.plan(fields, rows=variables))
+    assert why in planned
+    assert said(nbtune.finetune(fields, rows=variables, runs_dir=runs.folder).wait) == planned
+
+
+@pytest.mark.parametrize("key", ["new_tokens", "new_special_tokens"])
+def test_a_teacher_of_another_vocabulary_is_refused_before_any_work(runs: Runs, key: str) -> None:
+    """And what the message names is the user's own words, no folder of a cache."""
+    from nbtune.disk import cache_folder
+
+    fields, variables = runs.asked(row(model="biased", method="distill"), adapter={"r": 4, key: ["<|row|>"]})
+    refused = _both(runs, fields, variables)
+    assert "does not know `<|row|>`" in refused
+    assert f"drop `adapter.{key}`" in refused
+    assert str(cache_folder()) not in refused
+
+
+def test_4_bit_weights_want_their_library_in_a_plan_too(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("four_bit", "trial"):
+        monkeypatch.setattr(f"nbtune.models.{place}.find_spec", lambda name: None)
+    fields, variables = runs.asked(row(adapter="qlora"))
+    refused = said(lambda: nbtune.plan(fields, rows=variables))
+    assert "bitsandbytes, which is not installed" in refused
+    assert said(nbtune.finetune(fields, rows=variables, runs_dir=runs.folder).wait) == refused
+    nbtune.plan({**fields, "device": "auto"}, rows=variables, machine="t4")  # which may have it
+
+
 def test_other_labels_than_the_start_tells_apart_are_refused_before_a_model_is_loaded(runs: Runs) -> None:
     begun = runs.trained(row(method="classification"), steps=1)
     fields, variables = runs.asked(row(method="classification"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -235,7 +236,7 @@ def _opened(run: Any, dtype: torch.dtype) -> Any:
         return AutoModelForCausalLM.from_pretrained(place, dtype=dtype).eval()
     base = AutoModelForCausalLM.from_pretrained(run.spec.model, dtype=dtype)
     if run.spec.adapter.grows:
-        base.resize_token_embeddings(int(run.snippet().split("resize_token_embeddings(")[1].split(")")[0]))
+        base.resize_token_embeddings(int(re.findall(r"resize_token_embeddings\((\d+)", run.snippet())[0]))
     return PeftModel.from_pretrained(base, place).eval()
 
 

@@ -127,3 +127,31 @@ def test_a_function_is_named() -> None:
         with pytest.raises(SpecError) as caught:
             from_mapping({"data": "rows", **body})
         assert caught.value.fix == f"name it: `{key}` with `rows=globals()`, where it is looked up, or `module:polite`"
+
+
+@pytest.mark.parametrize(
+    ("line", "cause", "fix"),
+    [
+        ("adapter: {type: qlora, init_lora_weights: pissa}", "others beside", "write `adapter: {type: lora}`, or drop"),
+        ("adapter: {init_lora_weights: loftq}", "what 4 bits lost", "write `adapter: {type: qlora}`, or drop them"),
+        ("adapter: {type: ia3, r: 8}", "`adapter.r` changes nothing of adapter `ia3`", "drop it"),
+        ("adapter: {r: 7, init_lora_weights: orthogonal}", "want an even rank", "write for example"),
+        ("adapter: {new_tokens: [a, a]}", "`a` is two of the new tokens", "name it once"),
+        ("adapter: {target_modules: '('}", "`(` is no regular expression", "write for example"),
+        ("train_spans: [{match: '(', train: true, regex: true}]", "`(` is no regular expression", "write for example"),
+        ("cluster: {engine: ray, workers: [3, 1]}", "`workers` is a number from 1 on", "write for example"),
+        ("row_weights: {r1: 0}", "`r1` is no row's mark", "write for example"),
+    ],
+)
+def test_keys_of_a_part_that_do_not_go_together(line: str, cause: str, fix: str) -> None:
+    """What is wrong is none of the forms that the part may have: nothing is said of these."""
+    error = refused(line)
+    assert cause in error.cause
+    assert not re.search("pairs|, not ", error.cause), error.cause
+    assert error.fix.startswith(fix)
+
+
+def test_the_line_of_a_key_of_a_part_that_is_contradicted() -> None:
+    with pytest.raises(SpecError) as caught:
+        from_yaml("data: rows\nadapter:\n  type: qlora\n  init_lora_weights: pissa\n")
+    assert caught.value.place == "line 4 of the cell"

@@ -55,9 +55,9 @@ def test_what_a_method_that_answers_does_not_know_yet_is_refused(method: str) ->
 @pytest.mark.parametrize("method", ONLINE)
 def test_a_penalty_for_leaving_the_base_wants_an_adapter_to_leave_it_by(method: str) -> None:
     full = {"type": "full"}
-    for beta in (None, 0.1):
+    for beta in (None, 0.1, 0):
         asked: dict[str, Any] = {"method": method, "rewards": "f"} | ({} if beta is None else {"beta": beta})
-        if beta or METHODS[method].options["beta"]:
+        if METHODS[method].options["beta"] if beta is None else beta:
             refused("compares with the model without its adapter", adapter=full, **asked)
         else:
             assert spec(adapter=full, **asked).adapter.type == "full"
@@ -110,6 +110,9 @@ def test_a_beta_is_of_methods_that_have_one_and_its_value_is_the_losss() -> None
     assert options_of(spec(method="dpo", beta=0.3)) == {"beta": 0.3}
     assert options_of(spec(method="dpo")) == {}
     refused("`beta` is of methods that learn preferences", beta=0.3)
+    for name, method in METHODS.items():
+        if "beta" in method.options and not method.online:
+            refused(f"with `beta: 0` method `{name}` would learn nothing", method=name, beta=0)
     assert [takes_logits(spec(loss=loss)) for loss in ({}, {"label_smoothing": 0.1}, {"z_loss": 0.1})] == [0, 1, 1]
     assert not takes_logits(spec(method="dpo", loss={"label_smoothing": 0.1}))
 
