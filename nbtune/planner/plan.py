@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -199,8 +200,12 @@ class Plan(BaseModel):
 
     def _repr_html_(self) -> str:
         row = "<tr><th style='text-align:right'>{}</th><td style='text-align:left'>{}</td></tr>"
-        cells = "".join(row.format(html.escape(name), html.escape(value)) for name, value in self.rows_of_explanation())
+        cells = "".join(row.format(html.escape(name), _coded(value)) for name, value in self.rows_of_explanation())
         return f"<table>{cells}</table>"
+
+
+def _coded(sentence: str) -> str:
+    return re.sub(r"`([^`\n]{1,400})`", r"<code>\1</code>", html.escape(sentence))
 
 
 def _size(count: float) -> str:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from nbtune.spec.model import RunSpec
 
 _ANY = float("inf")
+_LONGEST = 60  # letters of a pattern's name in a sentence
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ def _numbers(spec: RunSpec, steps: int | None) -> Iterator[tuple[Usual, str, flo
             yield usual, key, value, value
     for name, alpha in spec.adapter.alpha_pattern.items():
         ratio = alpha / spec.adapter.rank_pattern.get(name, spec.adapter.r)
-        yield USUAL["adapter.alpha"], f"adapter.alpha_pattern.{name}", ratio, alpha
+        short = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…"
+        yield USUAL["adapter.alpha"], f"adapter.alpha_pattern.{short}", ratio, alpha
     micro, several = spec.micro_batch_size or 1, spec.gradient_accumulation_steps or 1
     if spec.batch_size is None and micro * several > 1:
         which = "gradient_accumulation_steps" if several > micro else "micro_batch_size"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from nbtune.errors import DataError, HubError, NbtuneError
 from nbtune.widgets.sanitize import clean
 
 _NAMED = re.compile(r"`([a-z_]+(?:\.[a-z_]+)?)(?:: ([\w.-]+))?`")
+_FIRST = re.compile(r"`([\w.]+)")
 _IN_ROWS = re.compile(r"line \d+ of the YAML \((.*, (?:line|row) \d+.*)\)$")
 _OF_A_ROW = re.compile(r", (?:line|row) \d+$")
 _MOST = 3
@@ -46,6 +47,19 @@ def described(
     if isinstance(error, DataError) and _OF_A_ROW.search(place) and values.get("on_error") != "skip":
         changes.append({"rows": "skip", "values": {"on_error": "skip"}})
     return {**description, "key": _key(error, known, values), "changes": changes[:_MOST]}
+
+
+def unusual(warnings: Iterable[str], known: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return JSON of a plan's values that are far from usual: what is said, the `key` of the field, and whether that
+    field holds nothing else, so that it may be left out."""
+    found = []
+    for said in warnings:
+        named = _FIRST.match(said)
+        whole = parts = named[1] if named else ""
+        while parts and parts not in known:
+            parts = parts.rpartition(".")[0]
+        found.append({"said": clean(said, 600), "key": parts, "alone": parts == whole != ""})
+    return found
 
 
 def _key(error: NbtuneError, known: Mapping[str, str], values: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import RunSpec, from_mapping, from_yaml, parse_value, placing, to_yaml
 from nbtune.store.folder import following
 from nbtune.widgets import form_data, form_models
-from nbtune.widgets.form_errors import described
+from nbtune.widgets.form_errors import described, unusual
 from nbtune.widgets.form_fields import CARE, GOALS, GROUPS, fields, preset
 from nbtune.widgets.panel import Panel
 from nbtune.widgets.row_inspection import Inspection
@@ -183,7 +183,7 @@ class Form(Panel):
             download = {"download": plan.download_bytes, "steps": plan.total_steps}
             more = {"chosen": _chosen(plan), "vram": has_vram(plan), "trainable": plan.trainable_parameters}
             more |= {"rate": plan.learning_rate, "batch": _batch(plan), "train": plan.rows}
-            more |= {"model": spec.model, "packing": _packing(plan)}
+            more |= {"model": spec.model, "packing": _packing(plan), "unusual": unusual(plan.warnings, self._titles)}
             self.costs = {"state": "known", "rows": rows, **numbers, **download, **more}
 
     def _costs_failed(self, error: BaseException, number: int, values: Mapping[str, Any]) -> None:

@@ -168,3 +168,27 @@ def test_what_is_wrong_is_mended_by_a_click_and_every_key_is_found(notebook):
         form.get_by_role("button", name="Start").click()
         expect(form.locator('.nbt-monitor .nbt-state[data-state="finished"]')).to_have_count(count)
     assert page.complain(".nbt-form") == []
+
+
+@pytest.mark.slow
+def test_a_value_far_from_usual_is_told_beside_the_sliders_and_taken_back_by_a_click(notebook):
+    odd = "{**panel.values, 'data': 'rows', 'learning_rate': 1000, 'warmup_ratio': 0.9}"
+    page = notebook([CELL, f"panel.values = {odd}\npanel.do_check(panel.values)"], width=1400)
+    page.run(0)
+    page.run(1)
+    form = page.page.locator(".nbt-form")
+    told = form.locator("[data-step=train] .nbt-findings li")
+    expect(told).to_have_count(2)
+    expect(told.first).to_contain_text("learning_rate: 1000 is far above what is usual")
+    rate = form.locator(".nbt-slider", has_text="Learning rate")
+    expect(rate.locator("small")).to_have_text("")  # nobody has asked the plan yet what it would choose
+    page.picture("form-unusual", form)
+    assert page.looks("form-unusual", ".nbt-form") == []
+    told.last.get_by_role("button", name="Leave out warmup_ratio").click()
+    expect(told).to_have_count(1)
+    rate.get_by_role("button", name="back to automatic").click()
+    expect(told).to_have_count(0)
+    expect(rate.locator("small")).to_have_text("what the plan chose")
+    rate.get_by_role("slider").press("ArrowRight")
+    expect(rate.locator("small")).to_have_text("near what the plan chose")
+    assert page.complain(".nbt-form") == []

@@ -122,3 +122,9 @@ def test_what_docs_and_examples_say_gets_none() -> None:
         tried += 1
         assert unusual(spec) == (), block
     assert tried > 30
+
+
+def test_a_long_name_of_a_pattern_is_cut() -> None:
+    (said,) = unusual(from_mapping({"data": "rows", "adapter": {"alpha_pattern": {"q_proj|" + "w" * 300: 1e9}}}))
+    assert "w…: 1000000000` is far above" in said
+    assert len(said) < 200

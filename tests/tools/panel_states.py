@@ -168,6 +168,23 @@ def form_with_an_error(page: LivePage) -> Any:
 
 
 @state
+def form_with_one_unusual_value(page: LivePage) -> Any:
+    widget = filled(page, data="rows", steps=30, learning_rate=1000)
+    page.rest(".nbt-form[data-costs=known]")
+    return widget
+
+
+@state
+def form_with_unusual_values(page: LivePage) -> Any:
+    pattern = "q_proj|" + "w" * 150
+    odd = {"warmup_ratio": 0.9, "adapter.alpha": 9999, "adapter.alpha_pattern": {pattern: 123456789}}
+    widget = filled(page, data="rows", epochs=1234, batch_size=9999, learning_rate=1e-30, **odd)
+    page.rest(".nbt-form[data-costs=known]")
+    page.page.locator("[data-step=train] summary").click()
+    return widget
+
+
+@state
 def form_with_all_settings(page: LivePage) -> Any:
     widget = filled(page, data="rows")
     page.rest(".nbt-form[data-costs=known]")

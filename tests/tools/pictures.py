@@ -30,6 +30,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="", help="beginnings of states' names")
+    parser.add_argument("--language", default="en", help="of the page: en, de")
     parser.add_argument("--looks", default=",".join(f"{theme}-{width}" for theme, width in LOOKS))
     arguments = parser.parse_args()
     out = arguments.folder.resolve()
@@ -38,10 +39,10 @@ def main() -> int:
     os.chdir(work)
     os.environ.update(NBTUNE_RUNS=str(work / "runs"), HF_HOME=str(work / "hf"), HF_HUB_OFFLINE="1", HOME=str(work))
     looks = [(theme, int(width)) for theme, width in (look.split("-") for look in arguments.looks.split(","))]
-    return taken(out, tuple(filter(None, arguments.only.split(","))), looks)
+    return taken(out, tuple(filter(None, arguments.only.split(","))), looks, arguments.language)
 
 
-def taken(out: Path, only: tuple[str, ...], looks: list[tuple[str, int]]) -> int:
+def taken(out: Path, only: tuple[str, ...], looks: list[tuple[str, int]], language: str = "en") -> int:
     from lab import Browser
 
     from tests.tools.live_page import LivePage
@@ -49,6 +50,7 @@ def taken(out: Path, only: tuple[str, ...], looks: list[tuple[str, int]]) -> int
 
     wrong = 0
     with Browser() as browser, LivePage(browser.chromium) as page:
+        page.page.evaluate("(language) => { document.documentElement.lang = language; }", language)
         for name, show in STATES.items():
             if only and not name.startswith(only):
                 continue

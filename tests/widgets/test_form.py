@@ -17,7 +17,7 @@ from nbtune.data.formats.column_names import proposal
 from nbtune.errors import PlanError, SpecError
 from nbtune.models.abilities import Abilities
 from nbtune.models.well_known import WELL_KNOWN
-from nbtune.spec import RunSpec, from_yaml, to_yaml
+from nbtune.spec import RunSpec, from_yaml, to_yaml, unusual
 from nbtune.widgets import form, monitor
 from nbtune.widgets.form_errors import described
 from nbtune.widgets.form_fields import CARE, FIRST, GOALS, GROUPS, fields, preset
@@ -58,6 +58,7 @@ class Planner:
             activations="keep",
             packing=False,
             abilities=Abilities(),
+            warnings=unusual(spec),
             rows_of_explanation=lambda: [("model", "nbtune/tiny")],
         )
 
@@ -446,6 +447,19 @@ def test_what_is_left_to_the_plan_is_said_beside_its_field(panel):
     assert panel.costs["chosen"]["learning_rate"] == "0.0002: the model is wide"
     assert panel.costs["chosen"]["dtype"] == "fp32: a CPU is fastest and exact in fp32"
     assert set(panel.costs["chosen"]) <= {field["key"] for field in fields()}
+
+
+def test_a_value_that_is_far_from_usual_names_the_field_that_takes_it_back(panel):
+    known = threading.Event()
+    panel.observe(lambda change: known.set() if change["new"]["state"] == "known" else None, "costs")
+    pattern = {"q_proj|" + "w" * 150: 123456789}
+    panel.do_check({"data": "rows", "learning_rate": "1000", "adapter.alpha_pattern": pattern})
+    assert known.wait(240)
+    rate, alpha = panel.costs["unusual"]
+    assert (rate["key"], rate["alone"]) == ("learning_rate", True)
+    assert (alpha["key"], alpha["alone"]) == ("adapter.alpha_pattern", False)  # others may stand beside it there
+    assert alpha["said"].startswith("`adapter.alpha_pattern.q_proj|www")
+    assert len(alpha["said"]) < 200
 
 
 def test_the_rows_of_a_step_are_those_of_all_gpus():

@@ -49,6 +49,7 @@ addTexts({
   "form.steps.effect": ["about {time}; each row {times} times", "etwa {time}; jede Zeile {times}-mal"],
   "form.rank.effect": ["{n} trained parameters; {memory} of memory in all. A higher rank can learn more.", "{n} trainierte Parameter; {memory} Speicher insgesamt. Ein höherer Rang kann mehr lernen."],
   "form.rate.good": ["what the plan chose", "so hat es der Plan gewählt"],
+  "form.rate.near": ["near what the plan chose", "nahe an dem, was der Plan gewählt hat"],
   "form.rate.low": ["lower than planned: it learns more slowly", "niedriger als geplant: es lernt langsamer"],
   "form.rate.high": ["much higher than planned: the loss may go up", "viel höher als geplant: der Verlust kann steigen"],
   "form.auto.back": ["back to automatic", "wieder automatisch"],

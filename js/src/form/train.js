@@ -5,7 +5,7 @@ import { bytes, count, duration, number } from "../shared/format.js";
 import { text } from "../shared/texts.js";
 
 const RANKS = [4, 8, 16, 32, 64, 128];
-const REASONS = ["learning rate", "frozen weights", "why", "unusual"]; // of the plan's rows, those that are choices
+const REASONS = ["learning rate", "frozen weights", "why"]; // of the plan's rows, those that are choices
 const WIDE = 10; // a slider reaches from a tenth of what the plan chose to ten times that
 const TICKS = 40;
 
@@ -15,13 +15,14 @@ export class TrainStep {
     this.sliders = [
       new Slider(form, "steps", { planned: (costs) => costs.steps, stops: (planned) => around(planned, (value) => Math.max(1, Math.round(value))), also: "epochs", words: number, effect: (n, costs) => text("form.steps.effect", { time: duration(Math.max(1, (costs.seconds / costs.steps) * n)), times: number((n * costs.batch) / Math.max(1, costs.train), 2) }) }),
       new Slider(form, "adapter.r", { planned: () => 16, stops: () => RANKS, words: number, effect: (_, costs) => text("form.rank.effect", { n: count(costs.trainable), memory: bytes(costs.peak) }) }),
-      new Slider(form, "learning_rate", { planned: (costs) => costs.rate, stops: (planned) => around(planned, (value) => Number(value.toPrecision(2))), words: (n) => number(n, 3), effect: (n, costs) => text(`form.rate.${n > 3 * costs.planned ? "high" : n < costs.planned / 3 ? "low" : "good"}`) }),
+      new Slider(form, "learning_rate", { planned: (costs) => costs.rate, stops: (planned) => around(planned, (value) => Number(value.toPrecision(2))), words: (n) => number(n, 3), effect: (n, { planned, own }) => (planned ? text(`form.rate.${n > 3 * planned ? "high" : n < planned / 3 ? "low" : own ? "near" : "good"}`) : "") }),
     ];
     this.meter = el("div", { class: "nbt-meter" }, el("div"));
     this.memory = el("p", { class: "nbt-soft" });
+    this.unusual = el("ul", { class: "nbt-findings" });
     this.reasons = el("ul", { class: "nbt-rules nbt-soft" });
     this.why = el("table");
-    this.node = el("div", {}, this.presets(setup), form.slots.train, ...this.sliders.map((slider) => slider.node), this.meter, this.memory, this.reasons,
+    this.node = el("div", {}, this.presets(setup), form.slots.train, ...this.sliders.map((slider) => slider.node), this.unusual, this.meter, this.memory, this.reasons,
       el("details", {}, el("summary", {}, text("form.why")), el("div", { class: "nbt-scroll", tabindex: 0 }, this.why)));
   }
 
@@ -44,12 +45,22 @@ export class TrainStep {
     this.meter.firstChild.style.width = `${Math.min(100, 100 * share)}%`;
     setAttribute(this.meter, "data-level", share > 1 ? "over" : share > 0.9 ? "tight" : "fits");
     setText(this.memory, text("form.memory", { name: text(costs.vram ? "memory.gpu" : "memory.cpu"), peak: bytes(costs.peak), available: bytes(costs.available) }));
-    this.reasons.replaceChildren(...costs.rows.filter(([name]) => REASONS.includes(name)).map(([name, reason]) => el("li", { class: "nbt-text" }, name === "why" ? reason : `${name}${reason.includes(":") ? "" : ":"} ${reason}`)));
-    this.why.replaceChildren(...costs.rows.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "nbt-text" }, ...(name === "packing" && costs.packing ? coded(text(`form.packing.${costs.packing}`)) : [value])))));
+    this.reasons.replaceChildren(...costs.rows.filter(([name]) => REASONS.includes(name)).map(([name, reason]) => el("li", { class: "nbt-text" }, ...coded(name === "why" ? reason : `${name}${reason.includes(":") ? "" : ":"} ${reason}`))));
+    this.unusual.replaceChildren(...costs.unusual.map((each) => this.warned(each)));
+    this.why.replaceChildren(...costs.rows.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { class: "nbt-text" }, ...(name === "packing" && costs.packing ? coded(text(`form.packing.${costs.packing}`)) : coded(value))))));
+  }
+
+  /** A value that is far from usual, with what takes it back. What has a slider has its link there. */
+  warned({ said, key, alone }) {
+    const { fields, settings } = this.form;
+    const button = (words, onclick) => el("button", { type: "button", class: "nbt-link", onclick }, words);
+    return el("li", { class: "nbt-text" }, el("p", {}, ...coded(said)), !fields.all.has(key) || this.sliders.some((slider) => slider.key === key) ? null : el("div", { class: "nbt-row" },
+      alone ? button(text("form.leave", { key }), () => this.form.mend({ values: { [key]: "" } })) : null,
+      button(text("form.reveal", { title: fields.all.get(key).title }), () => settings.reveal(key))));
   }
 
   hide(hidden) {
-    for (const node of [this.meter, this.memory, this.reasons]) node.hidden = hidden;
+    for (const node of [this.unusual, this.meter, this.memory, this.reasons]) node.hidden = hidden;
   }
 }
 
@@ -83,16 +94,14 @@ class Slider {
   tell(value) {
     setText(this.value, this.how.words(value));
     setAttribute(this.range, "aria-valuetext", this.how.words(value));
-    if (this.costs) setText(this.effect, this.how.effect(value, this.costs));
+    if (this.costs) setText(this.effect, this.how.effect(value, { ...this.costs, own: this.form.fields.get(this.key) }));
   }
 
   show(costs) {
     const own = this.form.fields.get(this.key);
     const planned = this.how.planned(costs);
-    if (!own || !this.stops.length) {
-      this.stops = this.how.stops(planned);
-      this.planned = planned;
-    }
+    if (!own || !this.stops.length) this.stops = this.how.stops(planned);
+    if (!own) this.planned = planned; // of a value that was asked for nobody has said what the plan would choose
     this.costs = { ...costs, planned: this.planned };
     const value = Number(own) || planned;
     if (!this.stops.includes(value)) this.stops = [...this.stops, value].sort((a, b) => a - b);

@@ -33,7 +33,7 @@ export function setAttribute(node, name, value) {
 }
 
 /** A sentence with `names` in it: these become code. */
-export const coded = (sentence) => String(sentence ?? "").split(/`([^`\n]{1,120})`/).map((part, k) => (k % 2 ? el("code", {}, part) : part)).filter((part) => part !== "");
+export const coded = (sentence) => String(sentence ?? "").split(/`([^`\n]{1,400})`/).map((part, k) => (k % 2 ? el("code", {}, part) : part)).filter((part) => part !== "");
 
 /** What has the focus, seen from a node: marimo's cells are shadow trees, which the document does not look into. */
 export const focusFrom = (node) => node.getRootNode().activeElement ?? null;
