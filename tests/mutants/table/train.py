@@ -568,8 +568,8 @@ TRAIN = (
     mutant(
         "a-plan-is-shown-as-markup",
         "planner/plan.py",
-        "row.format(html.escape(name), html.escape(value))",
-        "row.format(name, value)",
+        'r"<code>\\1</code>", html.escape(sentence))',
+        'r"<code>\\1</code>", sentence)',
         "planner/test_planner.py",
     ),
     mutant(
