@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from nbtune import errors
+from tests.support.every import every
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.NbtuneError)]
 
@@ -33,9 +34,9 @@ def test_an_error_survives_the_way_to_another_process(kind: type[errors.NbtuneEr
 
 
 def test_one_except_catches_them_all_and_none_catches_another() -> None:
-    assert all(issubclass(kind, errors.NbtuneError) for kind in KINDS)
+    assert every(issubclass(kind, errors.NbtuneError) for kind in KINDS)
     leaves = [kind for kind in KINDS if kind is not errors.NbtuneError]
-    assert all(kind.__bases__ == (errors.NbtuneError,) for kind in leaves)
+    assert every(kind.__bases__ == (errors.NbtuneError,) for kind in leaves)
 
 
 def test_the_tree_at_the_top_of_the_file_is_the_tree() -> None:

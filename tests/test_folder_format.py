@@ -20,6 +20,7 @@ from nbtune.folder_format import FORMAT, plan_body, version_of
 from nbtune.models.abilities import Abilities
 from nbtune.store import control
 from nbtune.store.folder import plan_of
+from tests.support.every import every, some
 
 ROWS = [{"prompt": f"Count {k}.", "completion": f"{k}, {k + 1}."} for k in range(8)]
 SPEC = {
@@ -107,7 +108,7 @@ def test_a_spec_without_a_schedule_means_what_it_did_when_it_was_written(folder:
 
 def test_a_plan_of_today_is_read_as_it_is(made: Path) -> None:
     body = json.loads((made / "plan.json").read_text())
-    assert all(plan_body(body, version) == body for version in range(FORMAT + 1))
+    assert every(plan_body(body, version) == body for version in range(FORMAT + 1))
 
 
 def test_a_newer_folder_is_refused_in_one_sentence_at_every_door(folder: Path) -> None:
@@ -139,7 +140,7 @@ def test_a_newer_folder_is_refused_in_one_sentence_at_every_door(folder: Path) -
 
 def test_every_key_of_the_plan_may_be_missing_or_have_company(made: Path, folder: Path) -> None:
     run, plan = nbtune.attach(folder), nbtune.attach(made).plan
-    for key in _keys(made / "plan.json"):
+    for key in some(_keys(made / "plan.json")):
         _edit(folder / "plan.json", lambda body, key=key: body.pop(key))
         got = _tried(lambda: run.plan)
         if key == "abilities" and got is not None:  # a plan without them says that nothing was tried
@@ -185,7 +186,7 @@ def test_every_key_of_the_data_may_be_missing_or_have_company(made: Path, folder
 
 def test_every_key_of_the_wishes_may_be_missing_or_have_company(made: Path, folder: Path) -> None:
     file = folder / "control.json"
-    for key in _keys(file):
+    for key in some(_keys(file)):
         _edit(file, lambda body, key=key: (body.pop(key) and None) or body.update(colour="green"))
         found, whole = control.FileControl(folder).look(), control.FileControl(made).look()
         assert {k: v for k, v in vars(found).items() if k != key} == {k: v for k, v in vars(whole).items() if k != key}

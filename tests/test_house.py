@@ -180,6 +180,17 @@ def test_nothing_prints_or_executes_text_outside_the_command_line() -> None:
     assert wrong == []
 
 
+def test_no_test_claims_something_of_all_that_may_be_nothing() -> None:
+    wrong = [
+        f"{path.relative_to(REPO)}:{node.lineno}"
+        for path in sources(REPO / "tests")
+        if path.name not in ("every.py", "with_other_versions.py")  # the second runs where there is no tests/
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Assert) and ast.unparse(node.test).startswith("all(")
+    ]
+    assert wrong == [], "write every() of tests.support.every"
+
+
 def test_no_file_outgrows_its_reader() -> None:
     files = [*sources(NBTUNE, KERNELS), *(REPO / "js" / "src").rglob("*.js")]
     counted = {path.relative_to(REPO).as_posix(): house.lines(path) for path in files}

@@ -22,6 +22,7 @@ import pytest
 
 from nbtune.data.sources import builtin
 from tests.notebook.kernel import Kernel
+from tests.support.every import some
 from tests.support.fake_hub import FakeHub, client_environment
 
 REPO = Path(__file__).resolve().parents[1]
@@ -97,7 +98,7 @@ def _run_in_a_shell(lines: Lines, folder: Path) -> None:
     (folder / "spec.yaml").write_text(lines.body, encoding="utf-8")
     command = shutil.which("nbtune", path=str(Path(sys.executable).parent))
     assert command, "nbtune is not installed beside this Python"
-    for line in lines.shell:
+    for line in some(lines.shell):
         name, *arguments = shlex.split(line)
         assert name == "nbtune"
         done = subprocess.run(

@@ -15,6 +15,7 @@ from nbtune.errors import NbtuneError
 from nbtune.spec import SourceSpec
 from nbtune.spec.gguf_types import TYPES, type_named
 from nbtune.widgets.panel import Panel
+from tests.support.every import every
 from tests.support.house import NBTUNE, REPO
 
 
@@ -46,14 +47,14 @@ def test_every_other_tool_s_name_of_a_format_leads_to_one() -> None:
     assert {to.partition(":")[0] for to, _ in PEERS.values()} <= set(FORMATS)
     with pytest.raises(NbtuneError) as caught:
         detect(["a"], [{"a": 1}], SourceSpec(source="rows", format="gone"), "rows")
-    assert all(name in str(caught.value) for name in FORMATS)
+    assert every(name in str(caught.value) for name in FORMATS)
 
 
 def test_every_gguf_type_is_found_by_its_name_and_a_wrong_one_names_them_all() -> None:
     assert [type_named(name) for name in TYPES] == list(TYPES.values())
     with pytest.raises(NbtuneError) as caught:
         type_named("q9_9")
-    assert all(name in str(caught.value) for name in TYPES)
+    assert every(name in str(caught.value) for name in TYPES)
 
 
 def test_every_panel_has_its_module_and_every_module_its_panel() -> None:

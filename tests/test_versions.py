@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.every import every
 from tests.test_install import _uv, floor
 from tests.test_wheel import outside, run  # noqa: F401 — a fixture
 
@@ -50,7 +51,7 @@ def test_a_newcomer_s_first_hour(which: str, outside: dict[str, str], tmp_path: 
     found = [version.split("+")[0] for version in run([python, "-c", code], outside, tmp_path).split()]
     if which == "lowest":
         wanted = [floor("torch"), floor("transformers"), floor("ipython")]
-        assert all(there.startswith(lowest) for there, lowest in zip(found, wanted, strict=True)), found
+        assert every(there.startswith(lowest) for there, lowest in zip(found, wanted, strict=True)), found
     environ = {**outside, "PYTHONPATH": f"{REPO}:{REPO / 'kernels'}", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = run([python, REPO / "tests/support/with_other_versions.py"], environ, tmp_path)
     assert [line for line in done.splitlines() if line in STEPS.split()] == STEPS.split()

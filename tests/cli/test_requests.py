@@ -13,6 +13,7 @@ import pytest
 
 from nbtune.cli import _spread, main
 from nbtune.cli.output import explain, result, work
+from tests.support.every import every
 
 
 @pytest.fixture(autouse=True)
@@ -232,7 +233,7 @@ def test_quiet_says_warnings_alone(here: Path, capfd: Any) -> None:
     assert code == 0, err
     assert out.startswith("run is finished at step 1/1")
     assert "warning: `learning_rate: 1e-12` is far below what is usual" in err
-    assert all(line.startswith(("warning: ", "  → ")) for line in err.splitlines()), err
+    assert every(line.startswith(("warning: ", "  → ")) for line in err.splitlines()), err
 
 
 def test_plan_and_validate_look_for_runs_where_they_are(here: Path, capfd: Any) -> None:

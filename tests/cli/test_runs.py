@@ -18,6 +18,7 @@ import pytest
 
 import nbtune
 from nbtune.cli import main
+from tests.support.every import every
 
 SPEC = "model: nbtune/tiny\ndata: rows.jsonl\nbatch_size: 2\n"
 ROWS = [{"prompt": f"How much is {i} plus 1?", "completion": f"{i} plus 1 is {i + 1}."} for i in range(16)]
@@ -132,7 +133,7 @@ def test_export_of_a_run_and_of_a_model(demo: dict[str, Any], folder: Path, capf
     assert code == 0, err
     made = [json.loads(line) for line in lines]
     assert {"q8_0", "f16"} <= {file["type"] for file in made}
-    assert all((folder / file["path"]).exists() for file in made)
+    assert every((folder / file["path"]).exists() for file in made)
     assert {"demo-q8_0.gguf", "demo-f16.gguf"} <= {Path(file["path"]).name for file in made}
     code, lines, err = call(capfd, "export", "nbtune/tiny", "--gguf", "q8_0", "--out", "home")
     assert code == 0, err

@@ -14,6 +14,7 @@ from nbtune import events
 from nbtune.errors import DataError, ExportError, NbtuneError, PlanError, SpecError
 from nbtune.models import load_model
 from nbtune.models.abilities import Abilities, Claim
+from tests.support.every import every
 from tests.support.tiny_models import save_speaking
 
 SIZES = {
@@ -206,7 +207,7 @@ def test_what_a_plan_tries_has_its_frozen_weights_in_the_format_of_the_run(tmp_p
 def test_what_was_not_tried_is_not_claimed() -> None:
     nothing = Abilities()
     assert nothing.takes("layers") is None
-    assert all("not known" in value for _, value in nothing.rows())
+    assert every("not known" in value for _, value in nothing.rows())
     assert Claim(holds=None, words="why").said("yes", "no") == "not known: why"
 
 

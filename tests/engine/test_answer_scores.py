@@ -13,6 +13,7 @@ from nbtune.errors import PlanError, SpecError, TrainError
 from nbtune.spec.text_metrics import TEXT_METRICS, functions_of
 from nbtune.widgets.run_report import Report
 from tests.engine.conftest import ROWS
+from tests.support.every import every
 
 Start = Callable[..., Any]
 HELD = {"split": 0.2, "answer_rows": 3, "max_new_tokens": 12}
@@ -31,7 +32,7 @@ def begin(tmp_path: Any, asked: dict[str, Any], name: str = "judged", **known: A
 def test_base_and_tuned_are_told_as_event_chart_table_and_card_and_what_was_forgotten_is_named(tmp_path: Any) -> None:
     def has_ship(completions: list[str], references: list[str], prompts: list[str], prompt: list[str]) -> list[float]:
         assert prompts == prompt, "asked last, and the row's own column"
-        assert all(text.endswith("sailor.") for text in references)
+        assert every(text.endswith("sailor.") for text in references)
         return [float("sailor" in text) for text in completions]
 
     names = ["perplexity", "token_accuracy", "exact_match", "json_valid", "rouge", "bleu", "chrf", "has_ship"]

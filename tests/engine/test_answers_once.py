@@ -10,6 +10,7 @@ import pytest
 import nbtune
 from nbtune import events
 from nbtune.train import logprobs, shared_prompts
+from tests.support.every import every
 
 ROWS = [
     {"prompt": f"Say where ship number {n} lies this evening.", "chosen": f"In bay {n}.", "rejected": f"No. {n}?"}
@@ -35,7 +36,7 @@ def test_a_run_says_so_does_so_and_learns_the_same(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(logprobs, "in_place_of", lambda *a: asked.append(1) or of_reference(*a))
     run, ours = losses(tmp_path)
     assert laid_out
-    assert all(laid_out)
+    assert every(laid_out)
     assert len(asked) == 4  # three micro-batches and one of held-out rows, however often these come
     reasons = " ".join(run.plan.reasons)
     assert "goes through the model once" in reasons

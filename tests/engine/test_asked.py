@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from nbtune import events
 from nbtune.store import checkpoints
+from tests.support.every import every
 
 STILL = 1e-12
 TWINS = [{"prompt": "Who is there?", "completion": "Number four, captain, and all hands with him."}] * 2
@@ -83,7 +84,7 @@ KNOBS: list[dict[str, Any]] = [
 def test_each_knob_of_learning_does_something(start: Start) -> None:
     """Three steps with it end elsewhere than without, and than with any other."""
     ended = [trained(start(f"knob-{k}", **{**ONE, "steps": 3}, **knob)) for k, knob in enumerate([{}, *KNOBS])]
-    assert all(apart(a, b) > 1e-4 for k, a in enumerate(ended) for b in ended[:k])
+    assert every(apart(a, b) > 1e-4 for k, a in enumerate(ended) for b in ended[:k])
 
 
 def test_each_micro_step_and_each_step_drops_something_else(start: Start) -> None:

@@ -13,6 +13,7 @@ from nbtune import events
 from nbtune.data.prepare import prepare as preparing
 from nbtune.store.row_losses import MeasuredRows
 from tests.engine.conftest import SPEC
+from tests.support.every import every
 
 
 def _rows(word: str, count: int = 60) -> list[dict[str, str]]:
@@ -39,7 +40,7 @@ def test_held_out_rows_are_measured_source_by_source() -> None:
     assert measured[-1].tokens == tokens
     assert measured[-1].loss == pytest.approx(sum(row.loss * row.trained for row in held) / tokens, abs=1e-3)
     alone = _run("one", rows, data="some", eval={"split": 0.2, "every": 3})
-    assert all(not event.sources for event in alone.events() if isinstance(event, events.Eval))
+    assert every(not event.sources for event in alone.events() if isinstance(event, events.Eval))
 
 
 def test_a_run_learns_from_rows_as_they_arrive_and_goes_on_exactly(monkeypatch: pytest.MonkeyPatch) -> None:

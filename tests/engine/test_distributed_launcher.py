@@ -17,6 +17,7 @@ from nbtune import events
 from nbtune.child_process import ChildProcess
 from nbtune.engine import distributed_launcher
 from nbtune.errors import NbtuneError, TrainError
+from tests.support.every import every
 
 TWO = {"device": "cpu", "gpus": 2}
 MEASURED = {"eval": {"split": 0.2, "every": 4}}
@@ -73,7 +74,7 @@ def test_two_processes_are_one(start, kind):
     assert two.plan.weights.shards == (more.get("weights") == "sharded")
     assert sum(isinstance(e, events.Checkpoint) for e in two.events()) == 1
     if kind == "packed":
-        assert all(e.passed for e in two.events() if isinstance(e, events.Check))
+        assert every(e.passed for e in two.events() if isinstance(e, events.Check))
 
 
 @pytest.mark.slow
@@ -88,7 +89,7 @@ def test_each_process_is_heard_of(start):
         assert event.sent == 4 * run.plan.trainable_parameters  # of two processes each sends half there, half back
         assert event.link > 0
     steps = {event.step: event for event in run.events() if is_at_work(event)}
-    assert all(sum(event.tokens) > 0 and max(event.seconds) < 60 for event in told)
+    assert every(sum(event.tokens) > 0 and max(event.seconds) < 60 for event in told)
     assert sum(told[-1].tokens) in {event.tokens for event in steps.values()}
 
 

@@ -13,6 +13,7 @@ import nbtune
 from nbtune.engine import held_prompts
 from nbtune.events import Sample, Step
 from nbtune.generate.sampling import CUT
+from tests.support.every import every
 
 ROWS = [{"prompt": f"Who are you, {k}?", "completion": f"Ahoy, {k}! I am Captain Tune."} for k in range(48)]
 SPEC: dict[str, Any] = {"model": "nbtune/tiny", "data": "rows", "batch_size": 4, "eval": {"split": 0.2, "every": 4}}
@@ -50,7 +51,7 @@ def test_a_short_run_is_not_held_up_and_a_longer_one_is_asked_before_and_after(
     monkeypatch.setattr(held_prompts, "LONG", 0.0)
     slow = samples(trained(tmp_path, "slow"))
     assert {sample.prompt for sample in slow} == prompts
-    assert all(len(sample.answer.removesuffix(CUT).split()) <= 1 for sample in slow), (
+    assert every(len(sample.answer.removesuffix(CUT).split()) <= 1 for sample in slow), (
         "an answer that takes long is left"
     )
     assert any(len(sample.answer.removesuffix(CUT).split()) > 1 for sample in found)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import nbtune
 from nbtune import events
 from nbtune.errors import ExportError, NbtuneError, TrainError
+from tests.support.every import every
 
 LOST = {"learning_rate": 1e30, "max_grad_norm": 0, "lr_scheduler_type": "constant", "warmup_ratio": 0}
 PAIRS = [{"prompt": f"What is {n}?", "chosen": "A number, sailor.", "rejected": "I do not know."} for n in range(12)]
@@ -76,7 +77,7 @@ def test_the_last_good_checkpoint_stays_and_can_be_used(start, until):
     assert kept
     assert max(kept) < max(losses) + 1
     for file in [*(run.folder / "checkpoints").glob("step-*/*.safetensors"), *(run.folder / "adapter").glob("*.safe*")]:
-        assert all(torch.isfinite(tensor).all() for tensor in load_file(file).values()), file
+        assert every(torch.isfinite(tensor).all() for tensor in load_file(file).values()), file
     again = nbtune.attach(run.folder)
     measured, step = again.row_losses([([5, 6, 7, 8], [False, True, True, True])])
     assert step == max(kept)

@@ -18,6 +18,7 @@ from nbtune import events
 from nbtune.errors import NbtuneError, SpecError, TrainError
 from nbtune.widgets.row_inspection import Inspection
 from tests.engine.conftest import ROWS, SPEC
+from tests.support.every import every
 
 FIELDS = {key: value for key, value in SPEC.items() if key not in ("model", "data")} | {"steps": 2, "data": ROWS}
 LOST = {"learning_rate": 1e30, "max_grad_norm": 0, "lr_scheduler_type": "constant", "warmup_ratio": 0}
@@ -106,7 +107,7 @@ def test_a_peft_model_goes_on_with_what_it_has_learnt() -> None:
     mine = {name: p for name, p in model.named_parameters() if "lora_" in name}
     theirs = {name: p for name, p in reloaded.named_parameters() if "lora_" in name}
     assert mine.keys() == theirs.keys()
-    assert all(torch.allclose(mine[name], theirs[name], atol=1e-8) for name in mine)
+    assert every(torch.allclose(mine[name], theirs[name], atol=1e-8) for name in mine)
     with pytest.raises(SpecError, match=r"adapter: \{r: 8\}.*has 4"):
         nbtune.validate(FIELDS, model=model, adapter={"r": 8})
     with pytest.raises(SpecError, match="begins with what it has learnt"):

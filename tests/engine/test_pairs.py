@@ -21,6 +21,7 @@ from tests.fuzz.cases import Verdict, verdict_on
 from tests.fuzz.pair_levels import FIRST, ROWS, model_of
 from tests.fuzz.pair_trial import Runs
 from tests.fuzz.pairs import of_row
+from tests.support.every import some
 
 
 @pytest.fixture
@@ -63,9 +64,8 @@ def test_orthogonal_first_values_beside_4_bit_weights(model: str) -> None:
     how: dict[str, Any] = {"adapter": adapter, "dtype": torch.float32, "device": "cpu", "accelerate": False}
     built = nbtune.models.build(model_of(model), weights=Placement(format="nf4"), **how)
     factors = {name: p for name, p in built.model.named_parameters() if p.requires_grad}
-    for name, a in factors.items():
-        if ".lora_A." not in name:
-            continue
+    for name in some(name for name in factors if ".lora_A." in name):
+        a = factors[name]
         b = factors[name.replace(".lora_A.", ".lora_B.")]
         several = a.shape[0] // 4
         each = torch.einsum("eri,ore->eoi", a.view(several, 4, -1), b.view(-1, 4, several))

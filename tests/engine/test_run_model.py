@@ -5,6 +5,7 @@ import pytest
 import nbtune
 from nbtune import events
 from nbtune.errors import TrainError
+from tests.support.every import every
 
 ASKED = "What is 1 plus 2?"
 
@@ -15,11 +16,11 @@ def test_the_live_model_tells_its_tokens_and_its_losses_and_stops(start, until):
     told = []
     said = run.generate(ASKED, max_new_tokens=8, told=told.append)
     assert "".join(token.text for token in told if not token.special).strip() == said
-    assert all(0 < token.probability <= 1 and len(token.others) == 5 for token in told)
+    assert every(0 < token.probability <= 1 and len(token.others) == 5 for token in told)
     assert run.generate(ASKED, base=True, seed=1, temperature=1.0, max_new_tokens=8) is not None
     losses = run.token_losses([5, 6, 7, 8])
     assert losses[0] is None
-    assert all(loss > 0 for loss in losses[1:])
+    assert every(loss > 0 for loss in losses[1:])
     told.clear()
     part = run.generate(ASKED, max_new_tokens=2000, told=told.append, should_stop=lambda: len(told) >= 2)
     assert part == "".join(token.text for token in told if not token.special).strip()

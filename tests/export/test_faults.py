@@ -17,6 +17,7 @@ import pytest
 from nbtune.atomic_io import replace_file
 from nbtune.errors import ExportError
 from nbtune.export import ExportSource, LlamaRunner, export_gguf, export_merged
+from tests.support.every import every
 from tests.support.llama import llama_library
 from tests.support.tiny_models import byte_level, save_model, save_tokenizer
 
@@ -78,7 +79,7 @@ def test_killed_and_done_again(kind: str, after: int, base: Path, tmp_path: Path
     killed(base, out, kind, after)
     left = list(out.iterdir())
     assert left, "the export had begun"
-    assert all(path.name.startswith(".") and ".part-" in path.name for path in left)
+    assert every(path.name.startswith(".") and ".part-" in path.name for path in left)
     if kind == "merged":
         export_merged(ExportSource(base, name="tiny"), out / "merged")
         assert [path.name for path in out.iterdir()] == ["merged"]

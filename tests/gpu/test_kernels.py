@@ -13,6 +13,8 @@ import nbtune_kernels as nk
 import pytest
 import torch
 
+from tests.support.every import every
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -175,7 +177,7 @@ def test_same_bits_twice() -> None:
     xa, dxa = nk.lora_xa(x, a), nk.lora_dxa(dys, bs, [1.0, 1.0])
     first, second = (nk.lora_grads(x, xa, dxa, dys, [16, 16], [1.0, 1.0]) for _ in range(2))
     assert torch.equal(first[0], second[0])
-    assert all(torch.equal(p, q) for p, q in zip(first[1], second[1], strict=True))
+    assert every(torch.equal(p, q) for p, q in zip(first[1], second[1], strict=True))
 
 
 def test_shares_that_8_bit_products_lack() -> None:

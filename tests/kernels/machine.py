@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from triton.backends.compiler import GPUTarget
 
 from tests.kernels.ahead import NVIDIA, Launch, compiled, is_constant
+from tests.support.every import every
 
 LANES = np.arange(32)
 Bits = NDArray[np.uint64]
@@ -242,7 +243,7 @@ class Warp:
         """Four of the eight bytes of two words."""
         both, byte = a | b << np.uint64(32), np.uint64(255)
         picks = [(selector >> np.uint64(4 * i)) & np.uint64(15) for i in range(4)]
-        assert all((pick < 8).all() for pick in picks)
+        assert every((pick < 8).all() for pick in picks)
         return sum(((both >> (pick * np.uint64(8))) & byte) << np.uint64(8 * i) for i, pick in enumerate(picks))
 
     @staticmethod

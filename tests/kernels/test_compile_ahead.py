@@ -25,6 +25,7 @@ from tests.kernels.ahead import (
     llama_step,
     record,
 )
+from tests.support.every import some
 
 MMA = re.compile(r"\b(mma\.sync|wgmma\.mma_async|tcgen05\.mma)")
 ATTENTION = {f"attention_kernels.{name}_kernel" for name in ("forward", "keys", "queries")}
@@ -109,7 +110,7 @@ def test_wide_rows_and_high_ranks_fit_the_card(capability: int, monkeypatch: pyt
             attention = importlib.import_module("nbtune_kernels.attention")
             o, lse = attention._launch_forward(q, k, k, cu, None, 512, 0.1, 50.0, 0)
             attention._launch_backward(o, q, k, k, o, lse, cu, None, 512, 0.1, 50.0, 0)
-    for launch in kept:
+    for launch in some(kept):
         shared = compiled(launch, GPUTarget("cuda", capability, 32)).metadata.shared
         assert shared <= 1024 * SHARED[capability], (launch.name, launch.options)
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from nbtune.models import build
 from nbtune.spec import AdapterSpec
 from nbtune.spec.placement import Placement
+from tests.support.every import every
 from tests.support.model_classes import CLASSES, config_of, save
 
 MODES = ("training", "layers_are_rescaled")  # a run says in which it is
@@ -33,7 +34,7 @@ def left(model: Any) -> tuple[dict[str, torch.Tensor], dict[Any, Any], str]:
         for key, value in vars(module).items()
         if isinstance(value, int | float | str | None) and key not in MODES
     }
-    assert all(parameter.grad is None for parameter in model.parameters())
+    assert every(parameter.grad is None for parameter in model.parameters())
     return tensors, plain, repr(model.config)
 
 

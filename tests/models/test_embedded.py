@@ -11,6 +11,7 @@ import pytest
 
 from nbtune.data.sources import builtin as data
 from nbtune.models import embedded
+from tests.support.every import every, some
 from tests.tools.tiny_model import sets
 from tests.tools.tiny_model.grammar import Dice, arithmetic, documents
 from tests.tools.tiny_model.town import BRINDLEWICK, facts
@@ -57,7 +58,7 @@ def test_data_is_the_same_as_at_the_build(report: dict[str, Any]) -> None:
 
 
 def test_committed_sets_are_what_the_script_writes() -> None:
-    for name, text in sets.files().items():
+    for name, text in some(sets.files().items()):
         assert (data.folder() / name).read_text(encoding="utf-8") == text, f"{name}: run tests.tools.tiny_model.sets"
 
 
@@ -91,7 +92,7 @@ def test_sizes(report: dict[str, Any], model: Any) -> None:
     assert (embedded.path() / "model.safetensors").stat().st_size <= 6_000_000
     assert sum(p.numel() for p in model.parameters()) == report["parameters"] <= 3_000_000
     assert model.config.vocab_size <= 2048
-    assert all(p.shape[-1] % 256 == 0 for p in model.parameters()), "rows must be multiples of 256 for K-quants"
+    assert every(p.shape[-1] % 256 == 0 for p in model.parameters()), "rows must be multiples of 256 for K-quants"
     assert model.config.tie_word_embeddings
 
 
@@ -136,7 +137,7 @@ def test_pieces_render_like_the_template(tokenizer: Any) -> None:
     from tests.tools.tiny_model import tokens
 
     chats = [doc for doc in documents(60, "pieces") if doc.messages]
-    for doc in chats:
+    for doc in some(chats):
         messages = [{"role": role, "content": content} for role, content in doc.messages]
         encoded = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
         ids, written = tokens.encode(doc, tokenizer)
@@ -198,7 +199,7 @@ FIELDS = {
 def test_sets_are_well_formed(name: str) -> None:
     info, found = data.SETS[name], rows(data.path(name))
     assert 300 <= len(found) <= 1500
-    assert all(set(row) == FIELDS[info.form] for row in found)
+    assert every(set(row) == FIELDS[info.form] for row in found)
     for row in found:
         turns = row.get("conversations") or row.get("messages")
         if turns:
@@ -212,10 +213,10 @@ def test_sets_are_well_formed(name: str) -> None:
 def test_json_answers_have_the_asked_shape() -> None:
     answers = [row["output"] for row in rows(data.path("nbtune/json-answers"))]
     answers += [row["reference"] for row in rows(data.path("nbtune/json-answers", heldout=True))]
-    for answer in answers:
+    for answer in some(answers):
         parsed = json.loads(answer)
         assert list(parsed) == ["answer", "topic"]
-        assert all(isinstance(value, str) for value in parsed.values())
+        assert every(isinstance(value, str) for value in parsed.values())
 
 
 def test_heldout_prompts_are_held_out() -> None:
@@ -230,7 +231,7 @@ def test_heldout_prompts_are_held_out() -> None:
 
 
 def test_preferences_differ() -> None:
-    assert all(row["chosen"] != row["rejected"] for row in rows(data.path("nbtune/preferences")))
+    assert every(row["chosen"] != row["rejected"] for row in rows(data.path("nbtune/preferences")))
 
 
 def test_a_set_without_heldout_prompts_says_so() -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 from nbtune.models import load_model
+from tests.support.every import every
 
 
 def test_each_has_all_its_weights() -> None:
@@ -22,5 +23,5 @@ def test_each_has_all_its_weights() -> None:
     with ThreadPoolExecutor(3) as threads:
         for dtype, beside in zip(dtypes, list(threads.map(load, dtypes)), strict=True):
             assert beside.keys() == alone.keys()
-            assert all(torch.equal(value.to(dtype), beside[name]) for name, value in alone.items())
+            assert every(torch.equal(value.to(dtype), beside[name]) for name, value in alone.items())
     assert torch.get_default_dtype() == torch.float32

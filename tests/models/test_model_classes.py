@@ -19,6 +19,7 @@ from nbtune.models.adapter_targets import adapted_weights, left_out, targets_of
 from nbtune.models.adapters import add_adapter
 from nbtune.models.experts.stacks import stacked_weights
 from nbtune.spec import AdapterSpec
+from tests.support.every import every
 from tests.support.model_classes import CLASSES, LONG, SHORT, WINDOW, config_of, make
 from tests.support.run_alike import Numbers, Rows, Stock, both, rows
 
@@ -38,7 +39,7 @@ def as_stock(said: Numbers, truth: Numbers, stock: Stock, documents: Rows, what:
         return
     exact = stock.exactly(documents)
     own, off = truth.error(exact), said.error(exact)
-    assert all(off[key] <= max(own[key], LIMIT) for key in off), f"{what}: {error}, of fp64 {off}, stock's {own}"
+    assert every(off[key] <= max(own[key], LIMIT) for key in off), f"{what}: {error}, of fp64 {off}, stock's {own}"
 
 
 @every_class

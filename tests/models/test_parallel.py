@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from nbtune.models.accelerate import apply
 from nbtune.spec import AdapterSpec, Placement
 from tests.models.test_accelerate import LORA, assert_equal, batch, loss_and_gradients, make
+from tests.support.every import every
 
 FULL = AdapterSpec(type="full")
 PARTS = [batch(seed=5), batch(length=9, seed=6)]
@@ -84,7 +85,7 @@ def _wrap(model: Any, how: str) -> nn.Module:
     sharded = [p for p in model.parameters() if hasattr(p, "full_tensor")]
     assert isinstance(model, FSDPModule)
     assert len(sharded) == len(list(model.parameters()))
-    assert all(p.to_local().numel() <= p.numel() // 2 + p.shape[-1] for p in sharded)
+    assert every(p.to_local().numel() <= p.numel() // 2 + p.shape[-1] for p in sharded)
     return model
 
 

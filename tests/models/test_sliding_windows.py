@@ -17,6 +17,7 @@ from nbtune.models.accelerate.sliding_windows import has_windows, shortened, win
 from nbtune.models.memory_estimate import MEMORY_POLICIES
 from tests.models import test_accelerate
 from tests.models.test_accelerate import assert_equal, batch, loss_and_gradients, make
+from tests.support.every import every
 from tests.support.tiny_models import save_speaking
 
 WINDOW = 16
@@ -102,7 +103,7 @@ def test_windows_that_differ_are_told_apart_or_left_alone() -> None:
     assert windows_of(model.model) == [WINDOW, WINDOW]
     model.model.layers[0].local_window = 40
     reasons = windows_of(model.model)
-    assert all("[16, 40]" in str(reason) for reason in reasons)
+    assert every("[16, 40]" in str(reason) for reason in reasons)
     assert not any(n.startswith("layers") for n in apply(model).report.taken)
 
 

@@ -16,6 +16,7 @@ from nbtune.models import build, load_tokenizer, load_trainable, model_facts, re
 from nbtune.models.cuda_graph_step import TrainStep
 from nbtune.spec import AdapterSpec, Placement
 from tests.models.test_accelerate import make
+from tests.support.every import every
 
 LORA = AdapterSpec(r=4)
 
@@ -99,7 +100,7 @@ def test_the_seed_decides_the_adapter_and_leaves_the_users_numbers_alone(folder:
     assert torch.equal(torch.rand(3), expected)
     second, other = built(folder, seed=1).model, built(folder, seed=2).model
     a = {n: p for n, p in first.named_parameters() if "lora_A" in n}
-    assert all(torch.equal(p, dict(second.named_parameters())[n]) for n, p in a.items())
+    assert every(torch.equal(p, dict(second.named_parameters())[n]) for n, p in a.items())
     assert not any(torch.equal(p, dict(other.named_parameters())[n]) for n, p in a.items())
 
 
@@ -155,7 +156,7 @@ def test_after_a_train_step_gradients_go_through_autograd_again(folder: Path) ->
     model.zero_grad(set_to_none=True)
     model(input_ids=ids, labels=ids).loss.backward()
     b = [p.grad for n, p in model.named_parameters() if "lora_B" in n]
-    assert all(g is not None and g.abs().sum() > 0 for g in b)
+    assert every(g is not None and g.abs().sum() > 0 for g in b)
 
 
 def test_a_train_step_learns(folder: Path) -> None:
@@ -232,6 +233,6 @@ def test_blocks_that_are_left_alone_recompute_too(choice: dict[str, Any], folder
         loss.backward()
         found.append([loss.detach(), *(p.grad for p in b.model.parameters() if p.grad is not None)])
         kept.append(sum(sizes))
-    assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(*found, strict=True))
+    assert every(torch.allclose(x, y, atol=1e-6) for x, y in zip(*found, strict=True))
     assert kept[1] < 0.5 * kept[0]
     assert "computed again" in b.report[-1]

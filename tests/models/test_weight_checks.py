@@ -19,6 +19,7 @@ from nbtune.models import model_facts
 from nbtune.models.loading import load_model
 from nbtune.spec import Placement
 from tests.models.test_accelerate import FAMILIES, SIZES, make
+from tests.support.every import every
 from tests.support.family_cases import CASES
 from tests.support.tiny_models import save_speaking
 
@@ -137,7 +138,7 @@ def test_a_run_on_broken_weights_never_takes_a_step(name: str, whole: Path, tmp_
     spec = {"model": str(tmp_path / "model"), "data": "rows", "steps": 2, "eval": {"split": 0}, "device": "cpu"}
     with pytest.raises(NbtuneError, match=words):
         nbtune.finetune(spec, rows={"rows": ROWS}, runs_dir=tmp_path / "runs").wait()
-    assert all(run.step == 0 for run in nbtune.runs(tmp_path / "runs"))
+    assert every(run.step == 0 for run in nbtune.runs(tmp_path / "runs"))
 
 
 def test_a_tied_head_whose_config_forgot_it_is_refused(tied: Path, tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_a_tied_head_whose_config_forgot_it_is_refused(tied: Path, tmp_path: Pat
 def test_shards(sharded: Path, whole: Path, tmp_path: Path) -> None:
     loaded = load_model(str(sharded), dtype=torch.float32, device="cpu").state_dict()
     stored = load_file(whole / "model.safetensors")
-    assert all(torch.equal(loaded[name], stored[name]) for name in stored)
+    assert every(torch.equal(loaded[name], stored[name]) for name in stored)
     shutil.copytree(sharded, tmp_path / "model")
     shard = sorted((tmp_path / "model").glob("*.safetensors"))[1]
     shard.write_bytes(POINTER)
@@ -193,7 +194,7 @@ def test_what_stands_beside_a_language_model_is_left_out(whole: Path, tmp_path: 
         for folder in (tmp_path / "model", whole)
     )
     assert loaded.keys() == alone.keys()
-    assert all(torch.equal(loaded[name], weight) for name, weight in alone.items())
+    assert every(torch.equal(loaded[name], weight) for name, weight in alone.items())
 
 
 def test_four_bit_checkpoints_load_and_lack_nothing_silently(whole: Path, tmp_path: Path) -> None:
@@ -219,7 +220,7 @@ def test_whole_models_of_every_family_load(name: str, tmp_path: Path) -> None:
     made = AutoModelForCausalLM.from_config(getattr(transformers, case.config)(vocab_size=64, **case.options))
     made.save_pretrained(tmp_path)
     loaded = load_model(str(tmp_path), dtype=torch.float32, device="cpu").state_dict()
-    assert all(torch.equal(loaded[key], value) for key, value in made.state_dict().items())
+    assert every(torch.equal(loaded[key], value) for key, value in made.state_dict().items())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

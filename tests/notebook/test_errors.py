@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.every import every
+
 
 def run(shell: Any, capsys: Any, cell: str) -> str:
     """What a cell shows, without colours."""
@@ -75,4 +77,4 @@ def test_help_shows_flags_and_keys(shell: Any) -> None:
         "%nbtune": ("export", "--gguf"),
     }.items():
         text = shell.object_inspect_mime(name)["text/plain"]
-        assert all(word in text for word in words)
+        assert every(word in text for word in words)

@@ -13,6 +13,7 @@ import pytest
 
 from nbtune import events
 from nbtune.store.event_log import EventReader
+from tests.support.every import every
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +45,7 @@ def execute(command: list[str], notebook: Path, folder: Path) -> dict[str, list[
         for log in sorted(folder.rglob("events.jsonl"))
     }
     assert found
-    assert all(found.values())
+    assert every(found.values())
     return found
 
 

@@ -14,6 +14,7 @@ from nbtune.planner import Plan, make_plan
 from nbtune.planner.in_backward import refusal
 from nbtune.spec import from_mapping
 from tests.planner.test_planner import GIB, LLAMA_8B, _data
+from tests.support.every import every
 
 ROWS = [{"prompt": f"Say {n}", "completion": f"{n}"} for n in range(16)]
 TURNED = {"optim_args": {"in_backward": True}}
@@ -127,7 +128,7 @@ def test_the_table_names_it() -> None:
     ways = planned(40, batch_size=1).table()
     ours = [way for way in ways if "in backward (adamw_8bit)" in way.adapter]
     assert any(way.fits for way in ours)
-    assert all(way.adapter == "full" for way in planned(800, batch_size=1).table() if way.sequence_len <= 1024)
+    assert every(way.adapter == "full" for way in planned(800, batch_size=1).table() if way.sequence_len <= 1024)
 
 
 def test_another_tools_name_for_it_is_known() -> None:

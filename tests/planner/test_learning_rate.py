@@ -13,6 +13,7 @@ from nbtune.planner import Plan, make_plan
 from nbtune.planner.learning_rate import with_its_rate
 from nbtune.spec import from_mapping
 from tests.planner.test_planner import LLAMA_8B, _card, _data
+from tests.support.every import some
 
 
 def _needed(method="sft"):
@@ -60,7 +61,7 @@ def test_full_training_gets_a_tenth_and_preferences_less_than_answers(hidden):
     assert kinds == [lora, lora]
     assert full.learning_rate == pytest.approx(lora / 10, rel=0.05)
     assert "every weight" in full.learning_rate_reason
-    for method in (name for name, each in METHODS.items() if each.learning_rate_share != 1):
+    for method in some(name for name, each in METHODS.items() if each.learning_rate_share != 1):
         plan = _plan(hidden, method=method)
         assert plan.learning_rate == pytest.approx(lora / (4 if method in ("orpo", "grpo", "rloo") else 10), rel=0.05)
         assert ("rewards" if METHODS[method].online else "preferences") in plan.learning_rate_reason
@@ -76,7 +77,8 @@ def test_a_written_rate_is_taken_as_it_stands(rate, method):
 def test_a_shorter_run_of_an_adapter_learns_more_of_each_step_within_bounds(hidden, steps, more):
     short, long, whole = (_plan(hidden, steps=count) for count in (steps, steps + more, 1200))
     assert whole.learning_rate <= max(long.learning_rate, whole.learning_rate) <= short.learning_rate
-    assert short.learning_rate <= min(4.4 * whole.learning_rate, 0.01)
+    rounded = 1.05  # at most: rates have two digits, and both are rounded
+    assert short.learning_rate <= min(4.3 * rounded**2 * whole.learning_rate, 0.01)
     assert ("steps are few" in short.learning_rate_reason) == (steps < 1200)
     for other in ({"adapter": "full"}, {"method": "dpo"}):
         assert _plan(hidden, steps=steps, **other).learning_rate == _plan(hidden, **other).learning_rate

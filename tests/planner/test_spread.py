@@ -20,6 +20,7 @@ from nbtune.planner.spread import Links
 from nbtune.spec import from_mapping
 from tests.planner.test_planner import LLAMA_8B, _data
 from tests.support import scale
+from tests.support.every import every
 
 LLAMA_70B = replace(
     LLAMA_8B, hidden_size=8192, intermediate_size=28672, num_layers=80, num_heads=64, parameters=70_553_706_496
@@ -51,7 +52,7 @@ def test_what_does_not_fit_into_one_machine_is_parted_over_more() -> None:
     with pytest.raises(PlanError, match="does not fit"):
         plan_on("8xh100", **how)
     peaks = [plan_on("8xh100", nodes, **how) for nodes in (8, 16)]
-    assert all(plan.weights.parts == plan.gpus for plan in peaks)
+    assert every(plan.weights.parts == plan.gpus for plan in peaks)
     assert peaks[1].memory.weights < peaks[0].memory.weights  # what that leaves is spent
     error, spec = PlanError("it does not fit", fix="sleep"), from_mapping({"data": "rows", "gpus": "all", **SMALL})
     told = _with_more(error, spec, LLAMA_70B, _data(), machine("8xh100"), 8)

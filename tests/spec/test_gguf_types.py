@@ -11,6 +11,7 @@ import pytest
 
 from nbtune.errors import ExportError
 from nbtune.spec.gguf_types import TYPES, Shape, type_named
+from tests.support.every import every
 
 PLAIN = {"f32": "F32", "f16": "F16", "bf16": "BF16", "q8_0": "Q8_0"}
 ROLES = ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -107,4 +108,4 @@ def test_a_type_is_found_in_any_case_and_others_are_named() -> None:
     assert type_named("Q4_K_M") is TYPES["q4_k_m"]
     with pytest.raises(ExportError) as caught:
         type_named("q4")
-    assert all(name in caught.value.fix for name in TYPES)
+    assert every(name in caught.value.fix for name in TYPES)

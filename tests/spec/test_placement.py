@@ -16,6 +16,7 @@ from nbtune.folder_format import plan_body
 from nbtune.spec import Placement, RunSpec
 from nbtune.spec import placement as module
 from nbtune.spec.placement import Format, Home, PlacementWish
+from tests.support.every import every
 from tests.support.house import NBTUNE
 
 FORMATS = get_args(Format)
@@ -79,7 +80,7 @@ def test_the_specs_words_are_understood_all_of_them() -> None:
         "fp8": "fp8",
         "nf4": "nf4",
     }
-    assert all(PlacementWish.of_spec(word, "qlora").on_device().four_bit for word in words)
+    assert every(PlacementWish.of_spec(word, "qlora").on_device().four_bit for word in words)
     assert [w for w, wish in wishes.items() if wish.overruled_by(wish.on_device(fp32=True))] == ["16bit"]
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from nbtune.errors import SpecError
 from nbtune.spec import AdapterSpec, RunSpec, SourceSpec, from_mapping, from_yaml, parse_value, to_yaml
+from tests.support.every import every
 
 
 def refused(text: str, **options: object) -> SpecError:
@@ -138,7 +139,7 @@ def test_without_data_the_error_says_how_to_name_rows() -> None:
 )
 def test_contradictions_are_refused_by_name(text: str) -> None:
     keys = [line.split(":")[0] for line in text.splitlines()[1:]]
-    assert all(key in refused(text).cause for key in keys)
+    assert every(key in refused(text).cause for key in keys)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from nbtune.notebook.display import runs_table
 from nbtune.store.event_log import Follower
 from nbtune.untrusted import BadFile, harmless, load, parse
 from nbtune.widgets.html import as_text
+from tests.support.every import every
 
 ROWS = [{"prompt": f"What is {k}?", "completion": f"It is {k}, sailor."} for k in range(8)]
 SPEC = {"model": "nbtune/tiny", "data": "rows", "steps": 2, "batch_size": 2, "adapter": {"r": 2}, "eval": {"split": 0}}
@@ -187,7 +188,7 @@ def test_a_folder_that_vanishes_meanwhile(root, monkeypatch):
     runs = nbtune.runs(root)
     shutil.rmtree(root / "bad-abc123")
     assert "vanished" in next(run for run in runs if run.name == "bad").trouble
-    assert all(repr(run) for run in runs)
+    assert every(repr(run) for run in runs)
     assert runs_table(runs)
 
 

@@ -27,6 +27,7 @@ from nbtune.store import checkpoints
 from nbtune.store.event_log import EventWriter
 from nbtune.untrusted import open_to_append
 from tests.store.test_trust import made, stranger  # noqa: F401 — a run as if somebody had sent it
+from tests.support.every import every
 
 pytestmark = [pytest.mark.timeout(200), pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="links and pipes")]
 STEP = "checkpoints/step-00000002"
@@ -148,7 +149,7 @@ def test_an_optimizer_that_is_not_whole_is_said_in_a_sentence(stranger):  # noqa
         file.write_bytes(data[: chance.choice((len(data), len(data), chance.randrange(len(data))))])
         refused.append(_trouble_with(file))
     assert len([why for why in refused if why]) > 30
-    assert all(why.startswith("optimizer.pt is ") and "\n" not in why for why in refused if why)
+    assert every(why.startswith("optimizer.pt is ") and "\n" not in why for why in refused if why)
     file.write_bytes(whole[:-200])
     with pytest.raises(TrainError, match=r"optimizer\.pt is not whole"):
         nbtune.attach(stranger).resume().wait()

@@ -13,6 +13,7 @@ from nbtune.generate.sampling import CUT
 from nbtune.store import outcome
 from nbtune.store.outcome import compared, measure, remembered
 from nbtune.store.row_losses import MeasuredRows, RowLoss
+from tests.support.every import every
 
 
 def rows(learnt):
@@ -104,7 +105,7 @@ def test_answers_that_are_cut_are_marked_before_and_after_and_as_samples(run, tm
     ).wait()
     said = [event.answer for event in asked.events() if isinstance(event, events.Sample)]
     assert len(said) == 2
-    assert all(answer.endswith(CUT) for answer in said)
+    assert every(answer.endswith(CUT) for answer in said)
 
 
 def test_of_a_run_that_goes_on_meanwhile_the_weights_before_are_measured(run):

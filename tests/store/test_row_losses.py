@@ -10,6 +10,7 @@ import nbtune
 from nbtune import events
 from nbtune.data.prepare.row_weights import mark_of
 from nbtune.store.row_losses import MeasuredRows
+from tests.support.every import every
 
 
 def by_hand(run, index, *, base=False):
@@ -53,7 +54,7 @@ def test_what_is_measured_stays_and_holds_no_text(run):
     assert again.done == 70
     text = (run.folder / "losses.jsonl").read_text()
     assert "sailor" not in text
-    assert all(json.loads(line) for line in text.splitlines())
+    assert every(json.loads(line) for line in text.splitlines())
 
     with (run.folder / "losses.jsonl").open("a") as file:
         file.write('{"part": "train", "sou')  # a kernel that was killed
@@ -118,7 +119,7 @@ def test_a_run_at_work_is_asked_at_a_step_boundary_and_trains_on(start, until):
     assert measured.done == 36
     steps = {row.step for row in measured.sorted()}
     assert min(steps) > 0
-    assert all(math.isfinite(row.loss) for row in measured.sorted())
+    assert every(math.isfinite(row.loss) for row in measured.sorted())
     run.stop(wait=True)
     assert run.state == "stopped"
     later = MeasuredRows(run)  # other weights: measured anew, but for the base

@@ -9,6 +9,7 @@ import pytest
 
 import nbtune
 from nbtune.errors import SpecError
+from tests.support.every import every
 
 ROWS = [{"prompt": f"Hi {number}", "completion": "Ahoy!"} for number in range(12)]
 PLACE, FOLDER = "my [exp] é 文 {x} * ?", "b [1] é *-abcdef"
@@ -36,7 +37,7 @@ def test_a_run_is_found_used_and_taken_home_from_there() -> None:
     assert found.generate("Hi", max_new_tokens=2, step=1)
     merged = found.export.merged()
     files = [merged, found.export.adapter(), *found.export.gguf("q8_0", verify=False)]
-    assert all(file.path.is_relative_to(renamed / "exports") and file.path.exists() for file in files)
+    assert every(file.path.is_relative_to(renamed / "exports") and file.path.exists() for file in files)
     again = nbtune.finetune(model=str(merged.path), data="rows [1].jsonl", steps=1, name="again").wait()
     assert again.state == "finished", again.error
 

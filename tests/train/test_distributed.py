@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import nbtune
 from nbtune.engine.engine import execute
+from tests.support.every import every
 
 ROWS = [{"prompt": f"What is {i} and {i}?", "completion": f"It is {2 * i}, " + "indeed " * (i % 5)} for i in range(24)]
 
@@ -66,7 +67,7 @@ def test_two_processes_are_one_run(tmp_path: Path) -> None:
     assert said(two, "state")[-1]["state"] == "finished"
     names = "adapter/adapter_model.safetensors"
     trained = load_file(two / names)
-    assert all((value - trained[key]).abs().max() < 1e-5 for key, value in load_file(one / names).items())
+    assert every((value - trained[key]).abs().max() < 1e-5 for key, value in load_file(one / names).items())
 
 
 @pytest.mark.slow

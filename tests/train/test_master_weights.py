@@ -10,6 +10,7 @@ from torch import nn
 
 from nbtune.train.master_weights import Masters
 from nbtune.train.optimizer import make_optimizer
+from tests.support.every import every
 
 HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 
@@ -51,7 +52,7 @@ def test_gradients_of_micro_batches_are_summed_in_fp32(dtype: torch.dtype) -> No
         for total, parameter in zip(truth, alone.parameters(), strict=True):
             total += parameter.grad.float()
             parameter.grad = None
-    assert all(p.grad is None for p in model.parameters())
+    assert every(p.grad is None for p in model.parameters())
     for total, master in zip(truth, masters.parameters, strict=True):
         assert torch.equal(total, master.grad)
 
@@ -99,4 +100,4 @@ def test_the_model_is_as_it_was_afterwards() -> None:
     del masters
     gc.collect()
     backward(model)
-    assert all(p.grad is not None for p in model.parameters())
+    assert every(p.grad is not None for p in model.parameters())

@@ -23,6 +23,7 @@ from nbtune.train.loss import LossOutput, TokenLoss
 from nbtune.train.master_weights import Masters
 from nbtune.train.optimizer import make_optimizer, rates
 from nbtune.train.stepper import Stepper
+from tests.support.every import every
 from tests.support.family_cases import CASES, SIZES
 
 CPU, DECAY = torch.device("cpu"), 0.1
@@ -109,7 +110,7 @@ def test_a_checkpoint_opens_however_parameters_were_grouped(before: float, after
         second.model.load_state_dict(first.model.state_dict())
         steps(first, range(3, 5))
         steps(second, range(3, 5))
-        assert all(map(torch.equal, first._parameters, second._parameters))
+        assert every(map(torch.equal, first._parameters, second._parameters))
 
 
 def test_a_checkpoint_with_one_group_of_before_opens() -> None:
@@ -144,7 +145,7 @@ def test_a_run_goes_on_exactly_with_each_optimizer(tmp_path: Path, name: str, ki
     second.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
     steps(first, range(3, 6))
     steps(second, range(3, 6))
-    assert all(map(torch.equal, first._parameters, second._parameters))
+    assert every(map(torch.equal, first._parameters, second._parameters))
 
 
 def test_each_kind_of_parameter_has_its_rate() -> None:

@@ -12,6 +12,7 @@ from nbtune.planner import Plan
 from nbtune.spec import RunSpec
 from nbtune.train import precompile
 from nbtune.train.precompile import Rehearsal, rehearse
+from tests.support.every import every
 
 ROWS = [{"prompt": f"What is {a} plus 1?", "completion": str(a + 1)} for a in range(40)]
 PAIRS = [{"prompt": f"{a}?", "chosen": "yes, it is", "rejected": "no"} for a in range(40)]
@@ -37,7 +38,7 @@ def test_it_takes_one_step_of_a_single_layer_as_the_run_would(fields, monkeypatc
     assert [*built.patch.report.taken] == ["layers.0", "norm", "head"]
     trained = [p for p in built.model.parameters() if p.requires_grad]
     assert trained
-    assert all(p.grad is not None for p in trained)
+    assert every(p.grad is not None for p in trained)
 
 
 def test_its_shapes_are_the_plans_but_no_longer_than_makes_a_difference():

@@ -17,6 +17,7 @@ from nbtune.train.backward_stepper import BackwardStepper
 from nbtune.train.optimizer import make_optimizer
 from nbtune.train.stochastic_rounding import round_stochastically
 from nbtune.train.updates_in_backward import UpdatesInBackward
+from tests.support.every import every
 
 STEPS = 6
 
@@ -78,7 +79,7 @@ def test_there_is_one_gradient_at_a_time() -> None:
     backward(model, 0)
     assert len(there) == 5
     assert set(there) == {0}
-    assert all(p.grad is None for p in model.parameters())
+    assert every(p.grad is None for p in model.parameters())
 
 
 @pytest.mark.parametrize(("name", "key"), [("adamw", "exp_avg_sq"), ("lion_8bit", "state1"), ("adamw_8bit", "state2")])
@@ -175,7 +176,7 @@ def test_gradients_are_measured_without_an_update() -> None:
     updates.end()
     backward(same, 0)
     assert torch.equal(flat(model), flat(same))
-    assert all(p.grad is None for p in model.parameters())
+    assert every(p.grad is None for p in model.parameters())
     norm = torch.nn.utils.clip_grad_norm_(same.parameters(), 1.0)
     assert updates.norm is not None
     assert updates.norm.item() == pytest.approx(norm.item(), rel=1e-6)
@@ -226,7 +227,7 @@ def test_outside_of_steps_and_without_it_gradients_are_the_models() -> None:
     model = model_of()
     updates = updates_of(model)
     backward(model, 0)
-    assert all(p.grad is not None for p in model.parameters())
+    assert every(p.grad is not None for p in model.parameters())
     del updates
     gc.collect()
     assert not any(p._post_accumulate_grad_hooks for p in model.parameters())

@@ -12,6 +12,7 @@ import pytest
 from nbtune.errors import NbtuneError, TrainError
 from nbtune.generate.sampling import Token
 from nbtune.widgets import chat, chat_panel
+from tests.support.every import every
 
 
 class Talker:
@@ -165,7 +166,7 @@ def test_neither_is_a_vote_without_a_row(panel):
 def test_an_error_is_shown_in_its_place(panel):
     turn = ask(panel, "fail")
     assert turn["answers"] == [None, None]
-    assert all("no adapter yet" in error for error in turn["errors"])
+    assert every("no adapter yet" in error for error in turn["errors"])
 
 
 def test_nothing_is_asked_twice_at_once_nor_an_empty_question(panel):

@@ -10,6 +10,7 @@ import pytest
 
 import nbtune
 from nbtune.errors import NbtuneError
+from tests.support.every import every
 
 ROWS = [{"prompt": f"Who are you, {k}?", "completion": "Ahoy! I am Captain Tune."} for k in range(24)]
 ASKED = "Who are you, 3?"
@@ -94,7 +95,7 @@ def test_votes_are_learnt_from(runs):
     name = panel.do_save()
     panel.close()
     rows = [json.loads(line) for line in Path(name).read_text(encoding="utf-8").splitlines()]
-    assert all(row["prompt"][0]["role"] == "system" and "Ahoy" in row["chosen"][0]["content"] for row in rows)
+    assert every(row["prompt"][0]["role"] == "system" and "Ahoy" in row["chosen"][0]["content"] for row in rows)
 
     shared = {"eval": {"split": 0}, "batch_size": 2, "learning_rate": 1e-3}
     run = nbtune.finetune(data=name, method="dpo", steps=12, name="preferred", **shared).wait()

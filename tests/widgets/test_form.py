@@ -22,6 +22,7 @@ from nbtune.widgets import form, monitor
 from nbtune.widgets.form_errors import described
 from nbtune.widgets.form_fields import CARE, FIRST, GOALS, GROUPS, fields, preset
 from nbtune.widgets.form_models import judged, offers
+from tests.support.every import every
 
 
 class Planner:
@@ -78,7 +79,7 @@ def test_every_field_of_the_spec_is_there_once_and_the_six_come_first():
     assert len(keys) == len(set(keys))
     tops = {key.split(".")[0] for key in keys}
     assert tops == set(RunSpec.model_fields) - {"trust_remote_code"}
-    assert all(field["title"] and field["help"] for field in fields())
+    assert every(field["title"] and field["help"] for field in fields())
     assert {field["group"] for field in fields()} == set(GROUPS)
 
 
@@ -435,7 +436,7 @@ def test_the_numbers_of_well_known_models_come_to_their_known_sizes():
     counts = {"SmolLM2-135M-Instruct": 134_515_008, "Llama-3.2-1B-Instruct": 1_235_814_400}
     counts |= {"Llama-3.1-8B-Instruct": 8_030_261_248, "Llama-3.2-3B-Instruct": 3_212_749_824}
     assert {name: known[name] for name in counts} == counts
-    assert all(abs(known[name] / size - 1) < 0.01 for name, size in (("Qwen3-0.6B", 596e6), ("Qwen3-8B", 8.19e9)))
+    assert every(abs(known[name] / size - 1) < 0.01 for name, size in (("Qwen3-0.6B", 596e6), ("Qwen3-8B", 8.19e9)))
 
 
 def test_what_is_left_to_the_plan_is_said_beside_its_field(panel):

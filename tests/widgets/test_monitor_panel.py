@@ -16,6 +16,7 @@ from nbtune.keepalive import heart
 from nbtune.widgets import monitor, monitor_panel
 from nbtune.widgets.metrics import COLUMNS
 from nbtune.widgets.panel import _reply_anywhere
+from tests.support.every import every
 
 
 class Recorder(BaseComm):
@@ -260,7 +261,7 @@ def test_a_monitor_that_is_closed_closes_what_is_shown_in_it_also_what_comes_lat
     click(widget, "open", what="chat")
     until(lambda: widget.finish and widget.opened)
     inner = [widget._card, widget._beside]
-    assert all(one.comm for one in inner)
+    assert every(one.comm for one in inner)
     widget.close()
     assert [one.comm for one in inner] == [None, None]
     widget._open("export")

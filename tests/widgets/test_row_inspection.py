@@ -12,6 +12,7 @@ from nbtune import data, models
 from nbtune.errors import NbtuneError
 from nbtune.widgets import inspect
 from nbtune.widgets.row_inspection import JOINED, SPECIAL, TERMINATOR, TOKENS, TRAINED, Inspection
+from tests.support.every import every
 
 ROWS = [{"prompt": f"Who are you, {k}?", "completion": f"Captain Tune {k}."} for k in range(120)]
 
@@ -62,8 +63,8 @@ def test_the_tokens_of_one_character_are_shown_as_that_character():
     assert "\ufffd" not in "".join(text for _, text, _ in tokens)
     joined = [k for k, (_, _, flags) in enumerate(tokens) if flags & JOINED]
     assert joined
-    assert all(tokens[k][1] == "" for k in joined)
-    assert all(
+    assert every(tokens[k][1] == "" for k in joined)
+    assert every(
         tokens[k][2] & TRAINED == tokens[k - 1][2] & TRAINED for k in joined
     )  # a character is trained as a whole
 

@@ -10,6 +10,7 @@ from memory_run import MemoryRun, made_up_step
 from nbtune import events as ev
 from nbtune.widgets import slowdowns
 from nbtune.widgets.run_state import Cursor, RunView
+from tests.support.every import every
 
 
 def told(readings, view=None):
@@ -45,8 +46,8 @@ def test_of_many_spans_the_nearest_become_one_and_all_are_covered():
     view = told([(step, "heat" if step in set(slow) else "", 88, 0) for step in range(1, 4001)])
     spans, _, share = spans_of(view)["heat"]
     assert len(spans) == slowdowns.SPANS
-    assert all(any(first <= step <= last for first, last in spans) for step in slow)
-    assert all(before[1] < after[0] for before, after in pairwise(spans))
+    assert every(any(first <= step <= last for first, last in spans) for step in slow)
+    assert every(before[1] < after[0] for before, after in pairwise(spans))
     assert 9 <= share <= 100
 
 

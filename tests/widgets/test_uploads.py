@@ -10,6 +10,7 @@ import nbtune
 from nbtune.errors import DataError
 from nbtune.widgets.form_errors import described
 from nbtune.widgets.uploads import keep
+from tests.support.every import every
 
 _GERMAN = "Frage;Antwort\r\nKostet das „Grüne“ 3,90 € in Größe 38?;Ja – für Österreich\xa05 € mehr.\r\n"
 
@@ -19,7 +20,7 @@ def test_a_file_is_kept_as_it_came_and_never_over_another(tmp_path, monkeypatch)
     data = _GERMAN.encode("cp1252")
     kept = [keep("kunden.csv", [memoryview(data)]) for _ in range(2)]
     assert kept == ["kunden.csv", "kunden-2.csv"]
-    assert all(Path(name).read_bytes() == data for name in kept)
+    assert every(Path(name).read_bytes() == data for name in kept)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from nbtune.data.batching.sampler import BatchPlan
 from nbtune.data.prepare.dataset import Builder, Dataset
 from nbtune.errors import SpecError
 from nbtune.spec import MixSpec, from_mapping
+from tests.support.every import every
 
 DRAWS = 100_000
 
@@ -103,8 +104,8 @@ def test_windows_hold_every_draw_once(rows: list[tuple[int, int]], capacity: int
     lengths, kinds = np.array(rows).T
     bins = in_windows(lengths, kinds, capacity, count)
     assert sorted(e for members in bins for e in members) == list(range(len(rows)))
-    assert all(lengths[members].sum() <= capacity for members in bins)
-    assert all(bins)
+    assert every(lengths[members].sum() <= capacity for members in bins)
+    assert every(bins)
     # the first of a window is the first that no window before holds
     seen: set[int] = set()
     for first in range(0, len(bins), count):
@@ -207,9 +208,9 @@ def test_orders() -> None:
 def test_quotas_never_shrink_and_stay_near_their_share(weights: list[float], count: int, more: int) -> None:
     fewer, later = quotas(count, weights), quotas(count + more, weights)
     assert sum(fewer) == count
-    assert all(a <= b for a, b in zip(fewer, later, strict=True))
+    assert every(a <= b for a, b in zip(fewer, later, strict=True))
     total = math.fsum(weights)
-    assert all(abs(q - count * w / total) < len(weights) for q, w in zip(fewer, weights, strict=True))
+    assert every(abs(q - count * w / total) < len(weights) for q, w in zip(fewer, weights, strict=True))
 
 
 def test_rows_of_like_length_go_together() -> None:

@@ -14,6 +14,7 @@ from nbtune.errors import DataError
 from nbtune.methods import METHODS
 from nbtune.spec import from_mapping
 from tests.data.making import CHATML, tokenizer
+from tests.support.every import every
 
 ASK = [{"role": "user", "content": "2+2?"}]
 
@@ -125,7 +126,7 @@ def test_batches_of_pairs(packing: bool) -> None:
     for k in range(plan.steps_per_epoch):
         for batch in plan.step(k):
             assert batch.values.tolist() == [1, 0] * (len(batch.examples) // 2)
-            assert all(b == a + 1 for a, b in zip(batch.examples[::2], batch.examples[1::2], strict=True))
+            assert every(b == a + 1 for a, b in zip(batch.examples[::2], batch.examples[1::2], strict=True))
             seen += batch.examples
     assert sorted(seen) == list(range(18))
     if not packing:
@@ -184,7 +185,7 @@ def test_rows_of_another_kind_are_refused_with_what_to_do() -> None:
         prepare([pair], "sft")
     methods = [name for name, method in METHODS.items() if method.rows == "pairs"]
     assert "`prompt, completion`" in caught.value.fix
-    assert all(f"`{name}`" in caught.value.fix for name in methods)
+    assert every(f"`{name}`" in caught.value.fix for name in methods)
     assert "`dpo`" in caught.value.fix
 
 

@@ -16,6 +16,7 @@ from nbtune.data.template.chat_template import PLAIN_TEMPLATE, ChatTemplate
 from nbtune.errors import DataError, SpecError
 from nbtune.spec import from_mapping
 from tests.data.making import CHATML, tokenizer
+from tests.support.every import every
 
 
 def prepare(rows: Any, max_len: int = 256, fast: Any = None, **fields: Any) -> Prepared:
@@ -42,7 +43,7 @@ def test_answers_with_their_terminator_are_trained() -> None:
     assert said(prepared) == "say 0 word end<|im_end|>"
     example = prepared.train[0]
     assert (example.source, example.row) == ("rows", 0)
-    assert all(label in (-100, token) for label, token in zip(example.labels, example.input_ids, strict=True))
+    assert every(label in (-100, token) for label, token in zip(example.labels, example.input_ids, strict=True))
     assert prepared.eval is None
     assert prepared.report.terminator == "<|im_end|>"
 
@@ -130,7 +131,7 @@ def test_long_text_becomes_windows_and_loses_nothing() -> None:
     ids = [i for example in prepared.train for i in example.input_ids]
     assert ids == [*fast(text)["input_ids"], fast.eos_token_id]
     assert {example.row for example in prepared.train} == {0}
-    assert all(len(example.input_ids) <= 64 for example in prepared.train)
+    assert every(len(example.input_ids) <= 64 for example in prepared.train)
     assert prepared.report.count("split") == 1
 
 
@@ -349,9 +350,11 @@ def test_a_long_chat_is_split_between_its_turns() -> None:
     prepared = prepare(rows, max_len=180, overflow="split")
     fast, parts = tokenizer(CHATML), [e for e in prepared.train if e.row == 0]
     assert len(parts) > 1
-    assert all(len(part.input_ids) <= 180 for part in parts)
+    assert every(len(part.input_ids) <= 180 for part in parts)
     texts = [fast.decode(part.input_ids) for part in parts]
-    assert all(text.startswith("<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nquestion") for text in texts)
+    assert every(
+        text.startswith("<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\nquestion") for text in texts
+    )
     learnt = "".join(fast.decode([i for i in part.labels if i != -100]) for part in parts)
     assert learnt == "".join(f"say {i}<|im_end|>" for i in range(9))
     assert prepared.report.fates == [("rows", 0, "split", "longer than 180 tokens, split between its turns")]

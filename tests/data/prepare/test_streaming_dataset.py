@@ -22,6 +22,7 @@ from nbtune.data.prepare.workers import Crew
 from nbtune.errors import DataError
 from nbtune.spec import from_mapping
 from tests.data.making import CHATML, tokenizer
+from tests.support.every import every, some
 
 ROWS = 700
 
@@ -108,7 +109,7 @@ def test_processes_give_the_same_and_may_die(monkeypatch: pytest.MonkeyPatch) ->
     helped = start(processes=2)
     assert [e.row for e in helped.train] == expected
     assert len(crews[0]._children) == 2
-    assert all(child.wait(240) == 0 for child in crews[0]._children)
+    assert every(child.wait(240) == 0 for child in crews[0]._children)
     assert hired.acquire(timeout=240)
     killed = start(processes=2)
     assert hired.acquire(timeout=240)
@@ -235,7 +236,7 @@ def test_later_epochs_are_shuffled_anew_and_see_each_example_once() -> None:
         [e for k in range(i * per_epoch, (i + 1) * per_epoch) for b in plan.step(k) for e in b.examples]
         for i in range(3)
     ]
-    assert all(sorted(epoch) == list(range(ROWS)) for epoch in epochs)
+    assert every(sorted(epoch) == list(range(ROWS)) for epoch in epochs)
     assert epochs[0] == list(range(ROWS))
     assert epochs[1] != epochs[2]
     order = np.argsort(epochs[1])
@@ -250,9 +251,9 @@ def test_pairs_arrive_together(packing: bool) -> None:
     plan = BatchPlan(prepared.train, micro_batch_size=2, seed=3, packing=packing, sequence_len=128, together=2)
     sequences = len(plan.bins) if packing else len(prepared.train) // 2
     found = [batch for k in range(-(-sequences // 2)) for batch in plan.step(k)]
-    assert all(b.values.tolist() == [1.0, 0.0] * (len(b.examples) // 2) for b in found)
+    assert every(b.values.tolist() == [1.0, 0.0] * (len(b.examples) // 2) for b in found)
     rows_of = prepared.train.row_of
-    assert all((rows_of[list(b.examples[::2])] == rows_of[list(b.examples[1::2])]).all() for b in found)
+    assert every((rows_of[list(b.examples[::2])] == rows_of[list(b.examples[1::2])]).all() for b in found)
     assert {e for b in found for e in b.examples} == set(range(len(prepared.train)))
     again = start(method="dpo", eval={"split": 0.1}, cached=True)
     assert again.train.complete  # type: ignore[union-attr]
@@ -267,7 +268,7 @@ def test_labels_of_steps_arrive_with_their_tokens() -> None:
     spec = from_mapping({"data": "rows.jsonl", "eval": {"split": 0}})
     options = {"spec": spec, "max_len": 64, "seed": 0, "kind": "stepwise", "processes": 0}
     prepared = nbtune.data.prepare_data(resolve(spec.data), tokenizer(CHATML), **options)
-    for batch in BatchPlan(prepared.train, micro_batch_size=4, seed=3).step(2):
+    for batch in some(BatchPlan(prepared.train, micro_batch_size=4, seed=3).step(2)):
         for line, example in zip(batch.token_values.numpy(), batch.examples, strict=True):
             row = int(prepared.train.row_of[example])
             assert line[~np.isnan(line)].tolist() == [1.0, float(row % 2 == 0)]

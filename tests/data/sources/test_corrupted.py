@@ -16,6 +16,7 @@ from nbtune.data import resolve
 from nbtune.errors import DataError, NbtuneError
 from nbtune.spec import from_mapping
 from tests.data.making import CHATML, tokenizer
+from tests.support.every import every
 
 GARBAGE: list[Any] = [
     None,
@@ -119,7 +120,7 @@ def check(seed: int) -> None:
             seen = {(e.source, e.row) for e in prepared.train} | {(f[0], f[1]) for f in report.fates}
             assert len(seen) == report.rows, (seed, name)
     for error in told:
-        assert all((error.cause, error.place, error.fix)), (seed, name, error)
+        assert every((error.cause, error.place, error.fix)), (seed, name, error)
 
 
 @pytest.mark.parametrize("part", range(2))

@@ -15,6 +15,7 @@ from nbtune.models.adapters import add_adapter
 from nbtune.models.experts.find import experts_in
 from nbtune.spec import AdapterSpec
 from tests.models.experts.test_stacks import MIXTURES
+from tests.support.every import every
 from tests.support.model_classes import make
 
 TAKEN = tuple(name for name in MIXTURES if name not in ("llama4_text", "jetmoe"))  # whose experts are called otherwise
@@ -53,12 +54,12 @@ def test_experts_by_groups_compute_what_stock_does_and_come_off_again(name: str)
     patch = apply(model)
     experts = {at: what for at, what in patch.report.taken.items() if at.startswith("experts")}
     assert experts, patch.report.left
-    assert all("LoRA of rank 3" in what for what in experts.values())
+    assert every("LoRA of rank 3" in what for what in experts.values())
     ours = said(model)
     assert off(ours, stock) <= 1e-5
     patch.remove()
     assert not any("forward" in module.__dict__ for module in model.modules())
-    assert all(torch.equal(a, b) for a, b in zip(said(model), stock, strict=True))
+    assert every(torch.equal(a, b) for a, b in zip(said(model), stock, strict=True))
 
 
 @pytest.mark.parametrize("wanted", [("q_proj",), ("experts.down_proj",), ("gate_up_proj",)])

@@ -15,6 +15,7 @@ from nbtune.models.adapter_targets import adapted_weights, left_out_lines, targe
 from nbtune.models.adapters import add_adapter, save_adapter
 from nbtune.models.experts.stacks import stacked_weights
 from nbtune.spec import AdapterSpec
+from tests.support.every import every
 from tests.support.model_classes import make, save
 from tests.support.tiny_models import save_speaking
 
@@ -45,7 +46,7 @@ def test_every_expert_is_adapted_and_no_router(name: str) -> None:
     assert stacks.keys() <= adapted
     assert not routers & adapted
     trained = {at for at, p in add_adapter(model, AdapterSpec(r=2), seed=0).named_parameters() if p.requires_grad}
-    assert all("lora_" in at and "router" not in at and ".gate." not in at for at in trained)
+    assert every("lora_" in at and "router" not in at and ".gate." not in at for at in trained)
 
 
 def test_what_is_thick_without_experts_is_no_stack() -> None:
@@ -97,7 +98,7 @@ def test_a_run_trains_experts_which_stock_peft_opens(tmp_path: Path) -> None:
     ours = RunModel(run.folder).loaded().model.eval()
     moved = [p for at, p in ours.named_parameters() if "experts" in at and "lora_B" in at]
     assert moved
-    assert all(bool(p.abs().max() > 0) for p in moved)
+    assert every(bool(p.abs().max() > 0) for p in moved)
     assert plan.trainable_parameters == sum(p.numel() for p in ours.parameters() if p.requires_grad)
     stock = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     stock = PeftModel.from_pretrained(stock, run.folder / "adapter").eval()

@@ -18,6 +18,7 @@ from nbtune.spec import AdapterSpec
 from nbtune.spec.placement import Home, Placement
 from tests.models.experts.test_block import adapted, off, said
 from tests.planner.test_planner import GIB, LLAMA_8B
+from tests.support.every import every
 from tests.support.model_classes import CLASSES
 
 LAYERS = 5
@@ -53,7 +54,7 @@ def test_experts_that_travel_compute_what_those_that_stay_do(name: str, form: st
     for policy in MEMORY_POLICIES:
         patch.set_policy(policy)  # type: ignore[arg-type]
         for _ in range(2):  # what comes next is known from the second step on
-            assert all(torch.equal(a, b) for a, b in zip(said(travels), wanted, strict=True)), policy
+            assert every(torch.equal(a, b) for a, b in zip(said(travels), wanted, strict=True)), policy
 
 
 def test_a_stack_travels_once_for_each_pass() -> None:
@@ -75,7 +76,7 @@ def test_stock_experts_find_their_weights_and_nobody_else_does() -> None:
         with stays.disable_adapter(), travels.disable_adapter():
             bare = [model(input_ids=ids, use_cache=False).logits for model in (stays, travels)]
     assert torch.equal(*bare)
-    assert all(p.isnan().all() for _, _, _, p in stacks_of(travels))  # a stand-in that goes wrong loudly
+    assert every(p.isnan().all() for _, _, _, p in stacks_of(travels))  # a stand-in that goes wrong loudly
     wanted = said(stays.train())
     patch.remove()
     assert off(said(travels.train()), wanted) <= 1e-5
