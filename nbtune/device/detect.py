@@ -41,7 +41,8 @@ class DeviceFacts:
 
     `ram` is what the host has free, for weights and activations that wait there; `count`: of such devices. `flops`
     (achieved, 16-bit products a second) and `link` (bytes a second from the host) are those of a machine that is not
-    here (`nbtune.device.machine`), or were measured (`measured_rates`); 0: as any of its kind.
+    here (`nbtune.device.machine`), or were measured (`measured_rates`), as `launch` was (seconds in which the host
+    launches a small kernel and its gradient's); 0: as any of its kind.
 
     `cap` is what the process may take at most of `total`, which it is then, too (0: nothing limits it), and `cap_why`
     whose limit that is; `held` what it has of the host's memory already; `cores` how many it may use (0: not known),
@@ -62,6 +63,7 @@ class DeviceFacts:
     count: int = 1
     flops: float = 0.0
     link: float = 0.0
+    launch: float = 0.0
     cap: int = 0
     cap_why: str = ""
     held: int = 0
@@ -143,7 +145,7 @@ def describe(
         name = torch.cuda.get_device_name(device)
         host |= {"ram": ram_available(ram_gib), "count": torch.cuda.device_count()}
         if rates:
-            host["flops"], host["link"] = measured_rates(device)
+            host |= measured_rates(device)._asdict()
         return DeviceFacts("cuda", name, total, free, capability, bf16, **host)
     mps = device.type == "mps"
     gpus = vram_limits(vram_gib) if mps else []

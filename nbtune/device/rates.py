@@ -1,5 +1,5 @@
-"""How fast this machine's GPU multiplies, and how fast the host's memory reaches it: measured once, and kept (unless
-others work on the card meanwhile).
+"""How fast this machine's GPU multiplies, how fast the host's memory reaches it, and how fast the host launches work:
+measured once, and kept (unless others work on the card meanwhile).
 
 A tenth of a second each, for plans that weigh arithmetic against transfers. A step reaches some four fifths of what a
 product by itself does (0.8 of 700 TFLOP/s on an H200), which is what `flops` stands for.
@@ -12,7 +12,7 @@ import functools
 import json
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from nbtune.atomic_io import read_json, replace_file
 from nbtune.device.memory import empty_cache, pinnable
@@ -27,34 +27,46 @@ _FILE = "rates.json"  # in the cache
 _SHARE = 0.8  # of a product's rate that a training step reaches
 _SIDE, _BYTES = 4096, 2**26
 _SECONDS = 0.1
+_LAUNCHES = 64  # small kernels in a row, forth and back
 _BUSY = 20.0  # percent of the time
 _ROOM = 2**29  # bytes of the GPU's memory that must be free for it
 
 
-def measured_rates(device: torch.device) -> tuple[float, float]:
-    """Return 16-bit products a second in training and bytes a second from pinned memory; (0, 0) where there is no GPU,
-    no room on it, or it refuses.
+class Rates(NamedTuple):
+    """What was measured; zeros where there is no GPU, no room on it, or it refuses.
+
+    `flops` are 16-bit products a second in training, `link` bytes a second from pinned memory, and `launch` the seconds
+    in which the host launches a small kernel and its gradient's.
+    """
+
+    flops: float = 0.0
+    link: float = 0.0
+    launch: float = 0.0
+
+
+def measured_rates(device: torch.device) -> Rates:
+    """Return how fast a GPU, its link and its host are.
 
     >>> nbtune.device.measured_rates(nbtune.device.pick("cpu"))
-    (0.0, 0.0)
+    Rates(flops=0.0, link=0.0, launch=0.0)
     """
     import torch
 
     if device.type != "cuda" or torch.cuda.mem_get_info(device)[0] < _ROOM:
-        return 0.0, 0.0
+        return Rates()
     return _rates(torch.cuda.get_device_name(device), device)
 
 
 @functools.cache
-def _rates(name: str, device: torch.device) -> tuple[float, float]:
+def _rates(name: str, device: torch.device) -> Rates:
     known = _read()
     if name in known:
         return known[name]
     alone = _idle(device)
     try:
-        found = _products(device), _transfers(device)
+        found = Rates(_products(device), _transfers(device), _launches(device))
     except RuntimeError:  # no memory, or none to pin
-        return 0.0, 0.0
+        return Rates()
     empty_cache(device)  # what is planned next counts what is free
     if alone:  # what others left of the card is no measure for later plans
         _write({**_read(), name: found})
@@ -84,6 +96,24 @@ def _transfers(device: torch.device) -> float:
     return _BYTES / _seconds_each(lambda: there.copy_(host, non_blocking=True), device)
 
 
+def _launches(device: torch.device) -> float:
+    """Return the least of many times, since a host has other things to do, too."""
+    import torch
+
+    start = torch.ones(16, device=device, requires_grad=True)
+    took: list[float] = []
+    until = time.perf_counter() + _SECONDS
+    while not took or time.perf_counter() < until:
+        synchronize(device)
+        began = time.perf_counter()
+        x = start
+        for _ in range(_LAUNCHES):
+            x = x * 1.0
+        torch.autograd.grad(x.sum(), start)
+        took.append(time.perf_counter() - began)
+    return min(took) / _LAUNCHES
+
+
 def _seconds_each(work: Callable[[], object], device: torch.device) -> float:
     """Return the seconds that a piece of work takes, of many that are launched at once."""
     count, took = 1, 0.0
@@ -99,16 +129,16 @@ def _seconds_each(work: Callable[[], object], device: torch.device) -> float:
     return took / count
 
 
-def _read() -> dict[str, tuple[float, float]]:
+def _read() -> dict[str, Rates]:
     """Return what was measured before, by the GPU's name; what is no such file is no news."""
     try:
         found = read_json(cache_folder() / _FILE) or {}
-        pairs = {name: (float(flops), float(link)) for name, (flops, link) in found.items()}
+        each = {name: Rates(*map(float, rates)) for name, rates in found.items() if len(rates) == len(Rates._fields)}
     except (OSError, ValueError, TypeError):
         return {}
-    return {name: pair for name, pair in pairs.items() if all(0 < rate < 1e18 for rate in pair)}
+    return {name: rates for name, rates in each.items() if all(0 < rate < 1e18 for rate in rates)}
 
 
-def _write(found: dict[str, tuple[float, float]]) -> None:
+def _write(found: dict[str, Rates]) -> None:
     with contextlib.suppress(OSError), replace_file(cache_folder() / _FILE, shared=True) as fresh:  # or measured again
         fresh.write_text(json.dumps(found), encoding="utf-8")

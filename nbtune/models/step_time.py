@@ -25,7 +25,8 @@ _EIGHT_BIT = 1.6  # times as fast are products in 8 bits
 _KERNEL = 3.3e-6  # seconds of a kernel that has nearly nothing to do, and to the next one
 _DECODED = 7  # kernels more, where weights are decoded first
 _KERNELS = (20, 32)  # of a layer, forth and back
-_LAUNCHED = 0.0048  # seconds that a host takes to launch a layer's work both ways, where it is not recorded
+_LAUNCH = 20e-6  # seconds of `DeviceFacts.launch`, where that was not measured
+_LAUNCHED = 240  # times that, in which a host launches a layer's work both ways, where it is not recorded
 _LAUNCHED_MORE = {"keep": 1.0, "selective": 1.1, "recompute": 1.2, "offload": 1.2}
 _SENT = 0.6  # of that more, where it sends the layer's weights, too
 _STOCK, _STOCK_LAUNCHED = 2.0, 0.65  # times as long a layer takes that is transformers' own, and its launches
@@ -90,7 +91,8 @@ def seconds_of(
         seconds = _TRAVELS * waits
     if recorded:
         return seconds
-    launched = _LAUNCHED * (_LAUNCHED_MORE[activations] + (0.0 if weights.resident is None else _SENT))
+    launched = _LAUNCHED * (device.launch or _LAUNCH)
+    launched *= _LAUNCHED_MORE[activations] + (0.0 if weights.resident is None else _SENT)
     launched *= work.own_layers + (1 - work.own_layers) * _STOCK_LAUNCHED
     return max(seconds, launched * model.num_layers * (1 + 0.3 * work.references))
 

@@ -101,7 +101,7 @@ def environment(args: argparse.Namespace, folder: Path) -> dict[str, str]:
     )
     (folder / "cache").mkdir()
     facts = machine(card.machine)
-    (folder / "cache/rates.json").write_text(json.dumps({card.name: [facts.flops, card.link]}))
+    (folder / "cache/rates.json").write_text(json.dumps({card.name: [facts.flops, card.link, 15e-6]}))
     more = {"PLAYED": args.card, "PLAYED_AT": str(folder), "NBTUNE_CACHE": str(folder / "cache")}
     more["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
     if card.threads:
