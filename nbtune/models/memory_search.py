@@ -25,7 +25,7 @@ from nbtune.models.memory_estimate import (
     trained_here,
     travelling_bytes,
 )
-from nbtune.models.step_time import USUAL_RANK, Work, seconds_of, update_seconds
+from nbtune.models.step_time import USUAL_RANK, Work, device_seconds, host_seconds, seconds_of, update_seconds
 from nbtune.spec.placement import BY_FORMAT, Home, Placement, PlacementWish
 
 if TYPE_CHECKING:
@@ -133,12 +133,22 @@ class Setup:
         return Fit(policy, micro_batch_size, memory, weights)
 
     def seconds(self, way: Fit) -> float:
-        """Return the seconds that a token takes."""
-        tokens = way.micro_batch_size * self.sequence_len
-        length = self.sequence_len // self.sequences
+        """Return the seconds that a token takes, but for the update."""
+        work = self._work(way)
+        return seconds_of(self.model, self.device, way.weights, way.activations, work) / work.tokens
+
+    def step_seconds(self, way: Fit, tokens: float) -> float:
+        """Return the seconds of a step of so many tokens, the update with it, which a slower host hides."""
+        work = self._work(way)
+        given = self.model, self.device, way.weights, way.activations, work
+        batches = tokens / work.tokens
+        updated = batches * device_seconds(*given) + self.update_seconds(way.weights)
+        return max(updated, batches * host_seconds(*given))
+
+    def _work(self, way: Fit) -> Work:
+        tokens, length = way.micro_batch_size * self.sequence_len, self.sequence_len // self.sequences
         full, recorded = self.adapter.type == "full", self._recorded(way)
-        work = Work(tokens, length, full, self.own_layers, self.references, recorded, self._wide())
-        return seconds_of(self.model, self.device, way.weights, way.activations, work) / tokens
+        return Work(tokens, length, full, self.own_layers, self.references, recorded, self._wide())
 
     def _recorded(self, way: Fit) -> bool:
         """Return whether steps are recorded (`nbtune.models.cuda_graph_step`), for which there must be room."""

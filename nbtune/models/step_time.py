@@ -25,10 +25,10 @@ _EIGHT_BIT = 1.6  # times as fast are products in 8 bits
 _KERNEL = 3.3e-6  # seconds of a kernel that has nearly nothing to do, and to the next one
 _DECODED = 7  # kernels more, where weights are decoded first
 _KERNELS = (20, 32)  # of a layer, forth and back
-_LAUNCH = 20e-6  # seconds of `DeviceFacts.launch`, where that was not measured
-_LAUNCHED = 240  # times that, in which a host launches a layer's work both ways, where it is not recorded
+_LAUNCH = 26e-6  # seconds of `DeviceFacts.launch`, where that was not measured
+_LAUNCHED = 130  # times that, in which a host launches a layer's work both ways, where it is not recorded
 _LAUNCHED_MORE = {"keep": 1.0, "selective": 1.1, "recompute": 1.2, "offload": 1.2}
-_SENT = 0.6  # of that more, where it sends the layer's weights, too
+_SENT = 0.8  # of that more, where it sends the layer's weights, too
 _STOCK, _STOCK_LAUNCHED = 2.0, 0.65  # times as long a layer takes that is transformers' own, and its launches
 _NORMED = (22, 38)  # bytes, forth and back, of each number that a norm of heads, or behind a half, takes
 _NARROW_PRODUCTS = 2.0  # times as long as others of as many numbers are LoRA's
@@ -69,32 +69,47 @@ USUAL_RANK = 16
 def seconds_of(
     model: ModelFacts, device: DeviceFacts, weights: Placement, activations: MemoryPolicy, work: Work
 ) -> float:
-    """Return the seconds of a micro-batch on one device, forward and backward: reckoned, until steps are measured."""
-    if device.kind != "cuda":
-        return _without_a_gpu(model, device, activations, work)
-    forward, backward = _passes(model, device, weights, activations, work)
-    recorded = weights.resident is None and work.own_layers > 0 and work.recorded
-    if weights.resident is None:
-        seconds = (1 + work.references) * forward + backward
-    else:
-        link = device.link or _LINK
-        layers = max(0, model.num_layers - weights.resident - weights.places)  # the last ones are there still
-        dtype = "bf16" if device.bf16 else "fp16"
-        sent = layers * sent_bytes(model, weights, dtype) / link
-        if packs(weights, dtype):  # what has come is unpacked: three quarters are read, and all is written
-            rate = (device.flops or _RATES["cuda"]) / _INTENSITY
-            unpacked = layers * (1 + PACKED) * block_bytes(model, weights) / rate
-            forward, backward = forward + unpacked, backward + unpacked
-        kept = 2 * work.tokens * model.hidden_size * model.num_layers * (1 + model.norms_behind)
-        inputs = kept / link if activations == "offload" else 0.0
-        waits = (1 + work.references) * _beside(forward, sent) + _beside(backward, sent + inputs)
-        seconds = _TRAVELS * waits
-    if recorded:
-        return seconds
+    """Return the seconds of a micro-batch on one device, forward and backward: reckoned, until steps are measured.
+
+    They are those of the device or of its host, whoever has more to do.
+    """
+    args = model, device, weights, activations, work
+    return max(device_seconds(*args), host_seconds(*args))
+
+
+def host_seconds(
+    model: ModelFacts, device: DeviceFacts, weights: Placement, activations: MemoryPolicy, work: Work
+) -> float:
+    """Return the seconds in which a host launches a GPU's work, one kernel after the other; 0 where it is recorded."""
+    if device.kind != "cuda" or (weights.resident is None and work.own_layers > 0 and work.recorded):
+        return 0.0
     launched = _LAUNCHED * (device.launch or _LAUNCH)
     launched *= _LAUNCHED_MORE[activations] + (0.0 if weights.resident is None else _SENT)
     launched *= work.own_layers + (1 - work.own_layers) * _STOCK_LAUNCHED
-    return max(seconds, launched * model.num_layers * (1 + 0.3 * work.references))
+    return launched * model.num_layers * (1 + 0.3 * work.references)
+
+
+def device_seconds(
+    model: ModelFacts, device: DeviceFacts, weights: Placement, activations: MemoryPolicy, work: Work
+) -> float:
+    """Return the seconds of the device's own work, and of what it waits for from the host's memory."""
+    if device.kind != "cuda":
+        return _without_a_gpu(model, device, activations, work)
+    forward, backward = _passes(model, device, weights, activations, work)
+    if weights.resident is None:
+        return (1 + work.references) * forward + backward
+    link = device.link or _LINK
+    layers = max(0, model.num_layers - weights.resident - weights.places)  # the last ones are there still
+    dtype = "bf16" if device.bf16 else "fp16"
+    sent = layers * sent_bytes(model, weights, dtype) / link
+    if packs(weights, dtype):  # what has come is unpacked: three quarters are read, and all is written
+        rate = (device.flops or _RATES["cuda"]) / _INTENSITY
+        unpacked = layers * (1 + PACKED) * block_bytes(model, weights) / rate
+        forward, backward = forward + unpacked, backward + unpacked
+    kept = 2 * work.tokens * model.hidden_size * model.num_layers * (1 + model.norms_behind)
+    inputs = kept / link if activations == "offload" else 0.0
+    waits = (1 + work.references) * _beside(forward, sent) + _beside(backward, sent + inputs)
+    return _TRAVELS * waits
 
 
 def update_seconds(device: DeviceFacts, trained: int, *, full: bool = False) -> float:

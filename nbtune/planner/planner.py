@@ -188,7 +188,7 @@ def make_plan(
 
 def _step_seconds(setup: Setup, best: Fit, rows: int, mean: float) -> float:
     """Return the seconds of a step of so many rows on each device, which have so many tokens on average."""
-    return rows * min(mean, setup.sequence_len) * setup.seconds(best) + setup.update_seconds(best.weights)
+    return setup.step_seconds(best, rows * min(mean, setup.sequence_len))
 
 
 def _packing(spec: RunSpec, abilities: Abilities, architecture: str, reasons: list[str]) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from nbtune.device import machine
 from nbtune.models.config_facts import ModelFacts
-from nbtune.models.step_time import Work, seconds_of, update_seconds
+from nbtune.models.step_time import Work, device_seconds, host_seconds, seconds_of, update_seconds
 from nbtune.spec import Placement
 from tests.planner.test_planner import LLAMA_8B
 
@@ -101,10 +101,38 @@ def test_more_work_takes_longer() -> None:
     assert took(tokens=4096) < plain < 2.1 * took(tokens=4096)
 
 
+SMALL = dataclasses.replace(
+    LLAMA_8B, hidden_size=960, intermediate_size=2560, num_layers=32, num_heads=15, num_kv_heads=5, head_dim=64,
+    vocab_size=49152, tied=True, parameters=361_821_120,
+)  # fmt: skip
+AWAY, HERE = Placement(resident=0), Placement()
+LAUNCHED: list[tuple[ModelFacts, Placement, Any, bool, int, int, float]] = [
+    (SMALL, HERE, "keep", True, 4, 1024, 0.0891),
+    (SMALL, HERE, "keep", True, 4, 512, 0.0932),
+    (LLAMA_1B, HERE, "keep", True, 2, 512, 0.0463),  # its update is longer than what the host has to do beside it
+    (LLAMA_1B, AWAY, "keep", False, 2, 1024, 0.0806),
+    (LLAMA_1B, AWAY, "offload", False, 2, 2048, 0.1038),
+    (OLMO2, AWAY, "recompute", False, 2, 1024, 0.1088),
+]
+
+
+@pytest.mark.parametrize("row", LAUNCHED, ids=lambda r: f"{r[0].num_layers}-{r[2]}-{r[4]}x{r[5]}")
+def test_steps_that_a_host_launches(row: tuple[Any, ...]) -> None:
+    """docs/bench/2026-11-30-predictions-fourth-h200.jsonl: that host took 21.8 µs for a small kernel both ways."""
+    model, weights, policy, full, rows, length, took = row
+    card, work = dataclasses.replace(CARD, launch=21.8e-6), Work(rows * length, length, full=full, recorded=False)
+    trained = model.parameters if full else 0
+    on_card = device_seconds(model, card, weights, policy, work) + update_seconds(card, trained, full=full)
+    assert max(on_card, host_seconds(model, card, weights, policy, work)) == pytest.approx(took, rel=0.2)
+    slower = dataclasses.replace(card, launch=4 * card.launch)
+    assert host_seconds(model, slower, weights, policy, work) > 3 * took
+
+
 def test_what_is_not_recorded_waits_for_the_host() -> None:
     """As a cap leaves no room for a recording, or as weights travel: 16 layers, launched one kernel after the other."""
-    tight = seconds_of(LLAMA_1B, CARD, Placement(), "keep", Work(2048, 2048, recorded=False))
+    slow = dataclasses.replace(CARD, launch=37e-6)  # that host was not asked: as its two figures fit
+    tight = seconds_of(LLAMA_1B, slow, Placement(), "keep", Work(2048, 2048, recorded=False))
     assert tight == pytest.approx(0.0808, rel=0.1)
     assert tight > 3 * seconds_of(LLAMA_1B, CARD, Placement(), "keep", Work(2048, 2048))
-    away = seconds_of(LLAMA_1B, CARD, Placement(resident=0), "keep", Work(4 * 2048, 2048))
+    away = seconds_of(LLAMA_1B, slow, Placement(resident=0), "keep", Work(4 * 2048, 2048))
     assert away == pytest.approx(0.1353, rel=0.1)
