@@ -17,7 +17,7 @@ from nbtune.untrusted import SENTINEL, BadFile, load, shortened
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
 _LAYERS = re.compile(r"(?:^|_)(?:layers?|blocks|depth|layer_types|layers_block_type|block_types|codebooks)$")
-_MOST_LAYERS, _MOST_EXPERTS = 1024, 1 << 15  # above what any has: Doge has 16,384 experts
+_MOST_LAYERS, _MOST_EXPERTS = 512, 1 << 15  # above what any has: Doge has 16,384 experts
 
 
 def refuse_odd_config(folder: Path, model: str) -> None:

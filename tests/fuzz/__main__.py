@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.fuzz.cases import FINE, KINDS, trial
+from tests.fuzz.waiting import OwnTime
 
-SECONDS = 10.0  # of a case
+SECONDS = 10.0  # of a case, see `OwnTime`
 GROWTH = 2 << 30  # bytes of RAM by which a case may raise its process
 SHARES = {
     "specs": 20_000,
@@ -30,12 +31,7 @@ SHARES = {
     "pairs": 200,
 }  # what half an hour must reach
 FIRST = 120.0  # more, of a process's first case of a kind: it imports torch and trains what it will damage
-ALLOWANCE = {
-    "trained": 20.0,
-    "runs": 20.0,
-    "gguf": 30.0,
-    "pairs": 120.0,
-}  # these train; a busy machine makes a step of it slow
+ALLOWANCE = {"pairs": 120.0}  # a case of which is several runs
 
 
 def child() -> None:
@@ -62,9 +58,9 @@ class Hunter:
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None
         self.case: tuple[str, int] = ("", 0)
-        self.since = 0.0
+        self.time = OwnTime(0)
         self.begun: set[str] = set()  # kinds of which this process has tried one
-        self.again = False
+        self.first = self.again = False
 
     def give(self, kind: str, seed: int, *, again: bool = False) -> None:
         if self.process is None:
@@ -74,7 +70,8 @@ class Hunter:
             )  # fmt: skip
             self.begun = set()
         assert self.process.stdin is not None
-        self.case, self.since, self.again = (kind, seed), time.monotonic(), again
+        self.case, self.time = (kind, seed), OwnTime(self.process.pid)
+        self.first, self.again = kind not in self.begun, again
         self.process.stdin.write(json.dumps({"kind": kind, "seed": seed}) + "\n")
         self.process.stdin.flush()
 
@@ -89,11 +86,11 @@ class Hunter:
                 return json.loads(line)
             self.end()
             return {"outcome": "died", "said": "the process is gone", "given": "", "grown": 0}
-        allowed = ALLOWANCE.get(self.case[0], SECONDS) + (0.0 if self.case[0] in self.begun else FIRST)
-        if time.monotonic() - self.since < allowed:
+        allowed = ALLOWANCE.get(self.case[0], SECONDS) + (FIRST if self.first else 0.0)
+        if self.time.seconds() < allowed:
             return None
         self.end()
-        return {"outcome": "hang", "said": f"over {allowed:.0f} s", "given": "", "grown": 0}
+        return {"outcome": "hang", "said": f"over {allowed:.0f} s of its own", "given": "", "grown": 0}
 
     def end(self) -> None:
         if self.process is not None:
@@ -109,6 +106,7 @@ def hunt(kinds: list[str], seconds: float, first: int, out: Path | None) -> Coun
     given: Counter[str] = Counter()
     over = time.monotonic() + seconds
     busy: dict[int, Hunter] = {}
+    slowest: dict[str, tuple[float, int]] = {}
     while busy or time.monotonic() < over:
         for number, hunter in enumerate(hunters):
             if number not in busy and time.monotonic() < over:
@@ -123,10 +121,14 @@ def hunt(kinds: list[str], seconds: float, first: int, out: Path | None) -> Coun
                     hunter.give(*hunter.case, again=True)
                     continue
                 del busy[number]
+                if not hunter.first:
+                    took = (hunter.time.seconds(), hunter.case[1])
+                    slowest[hunter.case[0]] = max(slowest.get(hunter.case[0], (0.0, 0)), took)
                 _count(hunter.case, found, done, out)
         time.sleep(0.0005)
     for hunter in hunters:
         hunter.end()
+    print("slowest: " + "; ".join(f"{kind} {seed}: {took:.1f} s" for kind, (took, seed) in sorted(slowest.items())))
     return done
 
 

@@ -11,6 +11,7 @@ from nbtune.spec import from_yaml
 from tests.fuzz import models, rows
 from tests.fuzz.cases import Case, trial, verdict_on
 from tests.fuzz.models import good
+from tests.fuzz.waiting import OwnTime, starved
 
 MANY = {"specs": 150, "rows": 60, "models": 8, "runs": 3, "trained": 1}
 
@@ -73,3 +74,19 @@ def test_the_fuzzer_tells_a_finding_from_a_refusal() -> None:
     assert verdict_on(Case(broken, "x").attempt, "x").outcome == "error"
     assert verdict_on(lambda: from_yaml("steps: 0"), "").outcome == "refused"
     assert verdict_on(lambda: from_yaml("data: rows"), "").outcome == "accepted"
+
+
+def test_a_hang_is_told_from_a_busy_machine(tmp_path: Path) -> None:
+    """A process that stands in a processor's queue does not hang; one that waits for something does."""
+    before, later = {"1": 10**9, "2": 0}, {"1": 10**9, "2": 6 * 10**9}
+    assert starved(before, later, 8.0) == 6.0  # a thread was ready for six seconds of eight
+    assert starved(before, before, 8.0) == 0.0  # nothing was ready: it waited for something
+    assert starved(before, {"3": 3 * 10**9}, 2.0) == 2.0  # a new one, whose queue began in between
+    for thread, child in ((7, "8 "), (9, "")):
+        (tmp_path / "7" / "task" / str(thread)).mkdir(parents=True)
+        (tmp_path / "7" / "task" / str(thread) / "schedstat").write_text("5 40 1\n")
+        (tmp_path / "7" / "task" / str(thread) / "children").write_text(child)
+    (tmp_path / "8" / "task" / "8").mkdir(parents=True)
+    (tmp_path / "8" / "task" / "8" / "schedstat").write_text("5 70 1\n")
+    (tmp_path / "8" / "task" / "8" / "children").write_text("99 ")  # it has ended
+    assert OwnTime(7, tmp_path).stood() == {"7": 40, "9": 40, "8": 70}

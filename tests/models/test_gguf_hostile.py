@@ -11,13 +11,13 @@ import pytest
 
 from nbtune import models
 from nbtune.errors import SpecError
-from nbtune.models.gguf_file import header
+from nbtune.models.gguf_file import header, vocabulary
 from nbtune.models.gguf_file.configs import config_of
 from nbtune.models.gguf_file.header import read_header
-from tests.fuzz.gguf import LIST, Pieces, good, text
+from tests.fuzz.gguf import LIST, TEXT, Pieces, good, text
 
 LLAMA, QWEN, MIXED = "llama 3, smollm, deepseek distilled", "qwen 3.5 moe", "deepseek v3"
-GEMMA, OSS = "gemma 3", "gpt-oss"
+GEMMA, OSS, PIECES = "gemma 3", "gpt-oss", "llama 2, codellama, yi"
 
 
 def told(pieces: Pieces, key: bytes, value: object) -> None:
@@ -71,6 +71,71 @@ def test_lists_are_counted_together(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_lists_of_texts_are_read_as_single_texts_are(tmp_path: Path) -> None:
+    many = [b"x", b"", "\U0001f600".encode(), b"\xff\xfe", b"y" * 70_000]
+    said = text(b"many") + struct.pack("<IIQ", LIST, 8, len(many)) + b"".join(map(text, many))
+    (tmp_path / "model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + said)
+    wanted = [one.decode("utf-8", "replace") for one in many]
+    assert read_header(tmp_path / "model.gguf").metadata["many"] == wanted
+
+
+@pytest.mark.parametrize(
+    ("length", "said"), [(1 << 62, "where at most"), (1 << 25, "where at most"), (70, "truncated")]
+)
+def test_a_text_in_a_list_that_cannot_be_so_long_is_refused(length: int, said: str, tmp_path: Path) -> None:
+    many = text(b"x") + struct.pack("<Q", length) + b"short"
+    listed = text(b"many") + struct.pack("<IIQ", LIST, 8, 2) + many
+    assert said in refused(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + listed, tmp_path)
+
+
+def test_a_header_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(header, "_LARGEST_HEADER", 1 << 10)
+    keys = b"".join(text(b"x%d" % i) + struct.pack("<I", TEXT) + text(b"y" * 300) for i in range(9))
+    assert "header has more than 1,024 bytes" in refused(b"GGUF" + struct.pack("<IQQ", 3, 0, 9) + keys, tmp_path)
+
+
+def with_tokens(pieces: Pieces, tokens: list[bytes], kind: int) -> Pieces:
+    """Write texts and kinds of tokens over those that a file has, from the hundredth on."""
+    for entry in pieces.keys:
+        if entry[0] in (b"tokenizer.ggml.tokens", b"tokenizer.ggml.token_type"):
+            listed = tokens if entry[0].endswith(b"tokens") else [kind] * len(tokens)
+            entry[2][1][100 : 100 + len(tokens)] = listed
+    return pieces
+
+
+@pytest.mark.parametrize("kind", [3, 4])
+@pytest.mark.parametrize(
+    ("bound", "most", "tokens", "said"),
+    [
+        ("_MOST_SPECIAL", 20, [b"<|%d|>" % i for i in range(21)], "of its tokens are special, and no model has more"),
+        ("_LONGEST_SPECIAL", 1024, [b"<|" + b"x" * 2000 + b"|>"], "its special token <|xxx"),
+        ("_MOST_TOKENS", 200, [], "tokens, and no model more than 200"),
+    ],
+)
+def test_a_tokenizer_that_nobody_could_load_is_refused(
+    kind: int, bound: str, most: int, tokens: list[bytes], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A special token of 14 MiB took tokenizers two minutes and 2.3 GiB, a hundred thousand of them 20 s."""
+    monkeypatch.setenv("NBTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(vocabulary, bound, most)
+    data = with_tokens(Pieces(good(LLAMA)), tokens, kind).whole()
+    assert said in refused(data, tmp_path, lambda path: models.resolve(str(path), weights=False))
+
+
+@pytest.mark.parametrize(
+    ("bound", "said"), [("_MOST_WAYS", "can be joined in more than 9 ways"), ("_MOST_LETTERS", "letters, and no model")]
+)
+def test_tokens_that_can_be_joined_in_too_many_ways_are_refused(
+    bound: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All words of two letters, of up to 19 of them, had 18 million."""
+    monkeypatch.setenv("NBTUNE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(vocabulary, bound, 9)
+    tokens = [b"QZ"[: 1 + i % 2] * (1 + i // 2) for i in range(16)]
+    data = with_tokens(Pieces(good(PIECES)), tokens, 1).whole()
+    assert said in refused(data, tmp_path, lambda path: models.resolve(str(path), weights=False))
 
 
 def test_factors_of_a_type_that_is_not_decoded_are_refused(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_templates_behind_a_linked_folder_are_not_copied(folder: Path, tmp_path:
 @pytest.mark.parametrize(
     ("numbers", "cause"),
     [
-        ({"num_hidden_layers": 2_000_000_000}, "num_hidden_layers is 2,000,000,000, and no model has more than 1,024"),
+        ({"num_hidden_layers": 2_000_000_000}, "num_hidden_layers is 2,000,000,000, and no model has more than 512"),
         ({"layer_types": ["full_attention"] * 2000}, "layer_types is 2,000"),
         ({"text_config": {"n_layers": 5000}}, "n_layers is 5,000"),
         ({"vision_config": {"depth": 10**9}}, "depth is 1,000,000,000"),

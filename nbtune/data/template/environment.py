@@ -42,6 +42,7 @@ from nbtune.data.template.tracked_str import OTHER, Tracked, concat, joint, mark
 MOST_STEPS = 2_000_000  # of one rendering; a chat of 10,000 messages takes some ten thousand
 MOST_MADE = 1 << 27  # bytes that one rendering makes in all, also those that it no longer holds
 MOST_OF_ROW = 64
+LONGEST = 1 << 19  # characters of a template, of which the longest has some 50,000; it is compiled before it is run
 SECONDS = 8.0  # of one rendering; ordinary ones take milliseconds
 _OF_MAPPINGS = frozenset(dir({}))
 _OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
@@ -293,8 +294,10 @@ def compiled(environment: BoundedEnvironment, template: str) -> jinja2.Template:
     """Return a template, compiled.
 
     Raises:
-        jinja2.TemplateSyntaxError: it is not Jinja, or nested too deeply.
+        jinja2.TemplateSyntaxError: it is not Jinja, nested too deeply, or too long.
     """
+    if len(template) > LONGEST:
+        raise jinja2.TemplateSyntaxError(f"it has {len(template):,} characters, of at most {LONGEST:,}", 1)
     try:
         return environment.from_string(template)
     except jinja2.TemplateError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from nbtune.data.template.tracked_str import MARK, Span
@@ -32,8 +33,8 @@ class Controls:
         self.added = {token.content: id_ for id_, token in added.items() if token.content}
         control_texts = set(extra) | set(tokenizer.all_special_tokens)
         self.ids = {t.content: i for i, t in added.items() if t.content and (t.special or t.content in control_texts)}
-        self.pattern = _alternatives(self.ids)
-        self.added_pattern = _alternatives(self.added)
+        self.pattern = _alternatives(tuple(self.ids))
+        self.added_pattern = _alternatives(tuple(self.added))
         self._copies: dict[int, Any] = {}
 
     def all_in(self, text: str) -> set[int]:
@@ -82,7 +83,8 @@ class Controls:
         return self._copies[base]
 
 
-def _alternatives(tokens: dict[str, int]) -> re.Pattern[str] | None:
+@lru_cache(maxsize=8)
+def _alternatives(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
     if not tokens:
         return None
     return re.compile("|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True)))

@@ -21,8 +21,8 @@ from nbtune.errors import SpecError
 from nbtune.untrusted import open_file, shortened
 
 MAGIC = b"GGUF"
-_MOST_KEYS, _MOST_TENSORS, _MOST_ITEMS = 1 << 14, 1 << 17, 1 << 23  # far above any model's
-_LONGEST_KEY, _LONGEST_TEXT, _LARGEST_HEADER = 1 << 10, 16 << 20, 1 << 30  # bytes
+_MOST_KEYS, _MOST_TENSORS, _MOST_ITEMS = 1 << 14, 1 << 17, 1 << 22  # far above any model's
+_LONGEST_KEY, _LONGEST_TEXT, _LARGEST_HEADER = 1 << 10, 16 << 20, 1 << 28  # bytes, of which a text in memory takes four
 _MOST_NUMBERS = 2**42  # of one tensor
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _LIST = 8, 9
@@ -304,8 +304,7 @@ class _Reader:
         if self.items > _MOST_ITEMS:
             raise refused(self.path, f"it has lists of {self.items:,} values, which no model has")
         if inner == _TEXT:
-            self._must_hold(8 * count)
-            return [self._text(_LONGEST_TEXT) for _ in range(count)]
+            return self._texts(count)
         if inner not in _SCALARS:
             raise refused(self.path, f"it has a list of values of kind {inner}, which nbtune does not read")
         form = f"<{count}{_SCALARS[inner]}"
@@ -321,11 +320,31 @@ class _Reader:
             raise refused(self.path, f"it has a text of {length:,} bytes where at most {longest:,} belong")
         return bytes(self._take(length)).decode("utf-8", "replace")
 
+    def _texts(self, count: int) -> list[str]:
+        """Return a list of texts, as `_text` returns one: of tokens and merges there are a million."""
+        self._must_hold(8 * count)
+        data, length_at, made = self.data, struct.Struct("<Q").unpack_from, []
+        at, end = self.at, min(self.size, _LARGEST_HEADER)
+        for _ in range(count):
+            begin = at + 8
+            at = begin + length_at(data, at)[0] if begin <= end else begin
+            if at > end or at - begin > _LONGEST_TEXT:
+                break
+            made.append(str(data[begin:at], "utf-8", "replace"))
+        else:
+            self.at = at
+            return made
+        self.at = begin - 8
+        self._text(_LONGEST_TEXT)  # says what is wrong with it
+        raise AssertionError
+
     def _take(self, count: int) -> Any:
         self._must_hold(count)
         self.at += count
         return self.data[self.at - count : self.at]
 
     def _must_hold(self, count: int) -> None:
-        if self.at + count > min(self.size, _LARGEST_HEADER):
+        if self.at + count > self.size:
             raise refused(self.path, f"it is truncated: {self.size:,} bytes, and its header goes on behind them")
+        if self.at + count > _LARGEST_HEADER:
+            raise refused(self.path, f"its header has more than {_LARGEST_HEADER:,} bytes, which no model's has")

@@ -8,11 +8,15 @@ from typing import Any
 
 from nbtune.models.gguf_file.header import GgufHeader, refused
 from nbtune.models.gguf_file.pretokenizers import splitting_of
+from nbtune.untrusted import shortened
 
 _KEY = "tokenizer.ggml."
 _NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5
 _IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 _UNSAID = {"bos": 1, "eos": 2, "unk": 0}  # SentencePiece's
+# What a tokenizer costs beyond its bytes: above those that speak in tokens of their own, some 65,900 and 200 bytes.
+_MOST_TOKENS, _MOST_SPECIAL, _LONGEST_SPECIAL = 1 << 19, 70_000, 1 << 10
+_MOST_WAYS, _MOST_LETTERS = 1 << 21, 1 << 24  # to join two tokens into a third, each of whose letters is looked behind
 _GEMMA, _END = "<|tool_response>", "</s>"  # beside the first llama.cpp takes the other for text
 # What llama.cpp stops at by the token's text, whatever ids and kinds the file names.
 _ENDS = (
@@ -43,6 +47,8 @@ class GgufVocabulary:
         self.model = header.text(_KEY + "model")
         if not self.tokens:
             raise refused(header.place, "it holds no tokenizer", "Name a file that has one, or set `tokenizer`.")
+        if len(self.tokens) > _MOST_TOKENS:
+            raise refused(header.place, f"it has {len(self.tokens):,} tokens, and no model more than {_MOST_TOKENS:,}")
         if len(self.tokens) > rows or len(kinds) != len(self.tokens):
             raise refused(
                 header.place,
@@ -60,6 +66,23 @@ class GgufVocabulary:
             kinds = [_NORMAL if text == _END else kind for text, kind in zip(self.tokens, kinds, strict=False)]
         self.kinds = [_CONTROL if text in marks else kind for text, kind in zip(self.tokens, kinds, strict=False)]
         self.ids = {kind: self._id(kind) for kind in _IDS}
+        self._check_special()
+
+    def _check_special(self) -> None:
+        """See that those tokens which are looked for in every text are no more, and no longer, than a model's."""
+        special = [i for i, kind in enumerate(self.kinds) if kind in (_CONTROL, _USER)]
+        if len(special) > _MOST_SPECIAL:
+            raise refused(
+                self.header.place,
+                f"{len(special):,} of its tokens are special, and no model has more than {_MOST_SPECIAL:,}",
+            )
+        named = [i for i in self.ids.values() if i is not None]
+        if long := next((i for i in (*special, *named) if len(self.tokens[i].encode()) > _LONGEST_SPECIAL), None):
+            shown, size = shortened(self.tokens[long], 20), len(self.tokens[long].encode())
+            raise refused(
+                self.header.place,
+                f"its special token {shown} has {size:,} bytes, and no model's more than {_LONGEST_SPECIAL:,}",
+            )
 
     def _id(self, kind: str) -> int | None:
         unsaid = _UNSAID.get(kind) if self.model == "llama" else None
@@ -146,13 +169,18 @@ class GgufVocabulary:
         if len(scores) != len(self.tokens):
             raise refused(self.header.place, f"it has {len(self.tokens):,} tokens and {len(scores):,} scores of them")
         ways = []
-        for text, i in known.items():
-            if self.kinds[i] != _NORMAL or len(text) > 256:
-                continue
+        normal = {text: i for text, i in known.items() if self.kinds[i] == _NORMAL and len(text) <= 256}
+        if (letters := sum(map(len, normal))) > _MOST_LETTERS:
+            raise refused(
+                self.header.place, f"its tokens have {letters:,} letters, and no model's more than {_MOST_LETTERS:,}"
+            )
+        for text, i in normal.items():
             for at in range(1, len(text)):
                 left, right = text[:at], text[at:]
                 if left in known and right in known:
                     ways.append((-scores[i], i, known[left], known[right], left, right))
+            if len(ways) > _MOST_WAYS:
+                raise refused(self.header.place, f"its tokens can be joined in more than {_MOST_WAYS:,} ways")
         return [(left, right) for *_, left, right in sorted(ways)]
 
     def _add(self, tokenizer: Any) -> None:

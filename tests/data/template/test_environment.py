@@ -178,6 +178,12 @@ def test_formats_of_usual_widths_are_as_python_has_them() -> None:
     assert render_text(template, []) == "   7|2024     3 [[1, 2], [3]]"
 
 
+def test_a_template_that_is_longer_than_any_is_a_broken_one() -> None:
+    """One of 16 MiB was compiled for forty seconds, before it was run."""
+    with pytest.raises(jinja2.TemplateSyntaxError, match="it has 524,289 characters, of at most 524,288"):
+        compile_template("x" * (environment.LONGEST + 1))
+
+
 @pytest.mark.parametrize("depth", [30, 2000])
 @pytest.mark.parametrize("pieces", [("{% for x in a %}", "{% endfor %}"), ("{{ " + "(" * 1, ") }}")])
 def test_a_template_that_is_nested_too_deeply_is_a_broken_one(depth: int, pieces: tuple[str, str]) -> None:
