@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from nbtune.atomic_io import read_json, write_json
 from nbtune.engine.ended_model import ended_model
 from nbtune.engine.judges import PLACE, said_text
-from nbtune.engine.scoring import score
+from nbtune.engine.scoring import Reading, score
 from nbtune.errors import SpecError, TrainError
 from nbtune.methods import METHODS
 from nbtune.store import checkpoints
@@ -36,12 +36,13 @@ class RewardModel:
         self.__name__ = Path(name).name
         self._built = ended_model(folder)
         self._built.model.requires_grad_(False)
+        self._reading = Reading(self._built.tokenizer, read_spec(folder).thinking)
 
     def __call__(self, *, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """Return the reward of each answer behind its prompt."""
         columns.pop(PLACE, None)
         texts = [_talk(*both) for both in zip(prompts, completions, strict=True)]
-        return [next(iter(one.values())) for one in score(self._built, texts)]
+        return [next(iter(one.values())) for one in score(self._built, texts, self._reading)]
 
 
 def _talk(prompt: Any, answer: Any) -> list[dict[str, Any]]:

@@ -127,9 +127,10 @@ class RunModel:
         Raises:
             TrainError: the run learnt no scores of texts, or is at work.
         """
-        from nbtune.engine.scoring import score, tag
+        from nbtune.engine.scoring import Reading, score, tag
 
-        method, able = METHODS[read_spec(self.folder).method], ("pairs", "labelled", "tagged")
+        spec = read_spec(self.folder)
+        method, able = METHODS[spec.method], ("pairs", "labelled", "tagged")
         if not method.head or method.rows not in able:
             raise TrainError(
                 f"the run `{self.folder.name}` learnt no scores of texts",
@@ -138,7 +139,9 @@ class RunModel:
         if self.alive:
             raise TrainError("the model is at work", fix="wait until the run has ended: `run.wait()`")
         with self._model_for_myself(None) as built:
-            return tag(built, texts) if method.rows == "tagged" else score(built, texts)
+            if method.rows == "tagged":
+                return tag(built, texts)
+            return score(built, texts, Reading(built.tokenizer, spec.thinking))
 
     def _must_speak(self) -> None:
         method = METHODS[read_spec(self.folder).method]

@@ -76,6 +76,8 @@ model = {model}.from_pretrained("{repo}", dtype="auto").eval()
 
 _TEXT = 'inputs = tokenizer({prompt}, return_tensors="pt")'
 
+_SCORED = 'inputs = tokenizer({prompt}, split_special_tokens=True, return_tensors="pt")'  # as its rows were read
+
 _JUDGED_CHAT = """\
 chat = [{{"role": "user", "content": {prompt}}}, {{"role": "assistant", "content": "Hello! How can I help you?"}}]
 inputs = tokenizer.apply_chat_template(chat, return_tensors="pt", return_dict=True)"""
@@ -89,7 +91,7 @@ print(dict(zip(model.config.id2label.values(), scores)))"""
 _LINES = """\
 lines = {lines}
 text = "".join(f"{{line}}\\n" for line in lines)  # what it says of a line stands at the line break
-inputs = tokenizer(text, return_tensors="pt")"""
+inputs = tokenizer(text, split_special_tokens=True, return_tensors="pt")"""
 
 _OF_LINES = """\
 scores = model(**inputs).logits[0].softmax(-1).tolist()
@@ -179,7 +181,7 @@ def _of_scores(source: ExportSource, head: Head, base: tuple[str, str, str], rep
     elif len(head.labels) == 1 and _is_chat(source):  # a reward, which is of an answer
         inputs, shows = _JUDGED_CHAT.format(prompt=asked), _REWARD
     else:
-        inputs, shows = _TEXT.format(prompt=asked), _REWARD if len(head.labels) == 1 else _OF_TEXT
+        inputs, shows = _SCORED.format(prompt=asked), _REWARD if len(head.labels) == 1 else _OF_TEXT
     told = {"repo": repo, "model": auto_class(head), "inputs": inputs, "shows": shows}
     told |= {"imports": base[0], "base": base[1], "grown": base[2]}
     asks = _HEAD_INPUTS.format(**told)

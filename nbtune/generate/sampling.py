@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nbtune.data.tokenize.prompts import prompt_ids
 from nbtune.data.tokenize.terminators import Ends, end_ids, ends_of
 from nbtune.errors import TrainError
 from nbtune.models.first_values import as_the_base
@@ -278,8 +279,7 @@ def _inputs(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[dict[str,
     import torch
 
     if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(as_messages(prompt), tokenize=False, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes BOS where there is one
+        ids: Any = prompt_ids(tokenizer, as_messages(prompt))
     else:
         text = prompt if isinstance(prompt, str) else "\n".join(str(message["content"]) for message in prompt)
         ids = tokenizer(text)["input_ids"]

@@ -26,13 +26,21 @@ def tagged_format(columns: Columns) -> Format:
         if not isinstance(given, list) or len(given) != len(said):
             raise DataError(f"`{tags}` must have one label a word ({len(said)})", fix="label every word")
         labels = tuple(label_of(one, tags) for one in given)
-        return Several((Parts(tuple(_lines(said, words)), ends=False),), (0.0,), labels)
+        return Several((Parts(tuple(lines(said, words)), ends=False),), (0.0,), labels)
 
     return Format("tagged", {"tokens": words, "tags": tags}, read, "tagged")
 
 
-def _lines(words: list[Any], column: str) -> list[tuple[str, bool]]:
-    lines: list[tuple[str, bool]] = []
+def lines(words: list[Any], column: str) -> list[tuple[str, bool]]:
+    """Return words as such a row has them: a line each, whose break is judged.
+
+    >>> lines(["Ada", "sails "], "words")
+    [('Ada', False), ('\\n', True), ('sails', False), ('\\n', True)]
+
+    Raises:
+        DataError: a word is empty, or several lines.
+    """
+    found: list[tuple[str, bool]] = []
     for word in words:
         text = text_of(word, f"a word of `{column}`").strip()
         if not text or "\n" in text:
@@ -40,22 +48,8 @@ def _lines(words: list[Any], column: str) -> list[tuple[str, bool]]:
                 f"a word of `{column}` is {'empty' if not text else 'several lines'}",
                 fix="leave it out, with its label",
             )
-        lines += [(text, False), ("\n", True)]
-    return lines
-
-
-def written(words: list[str]) -> tuple[str, list[int]]:
-    """Return words as such a row has them, and where the line break behind each is.
-
-    >>> written(["Ada", "sails"])
-    ('Ada\\nsails\\n', [3, 9])
-    """
-    text, places = "", []
-    for word in words:
-        text += word.strip()
-        places.append(len(text))
-        text += "\n"
-    return text, places
+        found += [(text, False), ("\n", True)]
+    return found
 
 
 READERS = (Reader("tagged", tagged_format, columns=frozenset(("tokens", "ner_tags"))),)

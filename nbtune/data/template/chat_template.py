@@ -131,16 +131,7 @@ class ChatTemplate:
         Raises:
             DataError: the template refuses the conversation, or a message's place in it cannot be found.
         """
-        if any(message.get("tool_calls") for message in messages):
-            messages = with_arguments(messages, self.arguments)
-        if self.turns.as_parts:
-            messages = [self.turns.in_parts(message) for message in messages]
-        try:
-            text = render_text(self.template, messages, tools=tools, **self.variables)
-        except (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"the chat template refuses the row: {error}", fix=_refusal(str(error), messages)
-            ) from error
+        text, messages = self._rendered(messages, tools=tools)
         every = spans_of(text)
         text = plain(text) + (self.turns.appended if messages[-1]["role"] == "assistant" else "")
         data = tuple(span for span in every if span[2] != MARK)
@@ -150,6 +141,28 @@ class ChatTemplate:
             return rendered
         lost = tuple(left_out(messages, tools, text, data, self.template))
         return replace(rendered, left_out=lost) if lost else rendered
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[Span, ...]]:
+        """Return a conversation that the model is to go on with as text, and which of it came from the data.
+
+        Raises:
+            DataError: the template refuses it.
+        """
+        text, _ = self._rendered(messages, add_generation_prompt=True)
+        return plain(text), without_kinds(tuple(span for span in spans_of(text) if span[2] != MARK))
+
+    def _rendered(self, messages: Sequence[Mapping[str, Any]], **how: Any) -> tuple[str, Sequence[Mapping[str, Any]]]:
+        """Return the tracked text, and the messages in the form that the template wants."""
+        if any(message.get("tool_calls") for message in messages):
+            messages = with_arguments(messages, self.arguments)
+        if self.turns.as_parts:
+            messages = [self.turns.in_parts(message) for message in messages]
+        try:
+            return render_text(self.template, messages, **how, **self.variables), messages
+        except (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
+            raise DataError(
+                f"the chat template refuses the row: {error}", fix=_refusal(str(error), messages)
+            ) from error
 
     def _by_marks(self, text: str, spans: tuple[Span, ...], every: Sequence[Span]) -> Rendered:
         """Return what the marks say, and the terminator where it stands behind a mark."""
