@@ -37,6 +37,7 @@ def expected(spec: RunSpec, facts: ModelFacts, tokenizer: Any) -> Abilities:
     from nbtune.generate.stops import stops_where_answers_end
     from nbtune.models.config_facts import headers_of
     from nbtune.models.handed_over import is_absent
+    from nbtune.models.heads import layer_of, no_class
     from nbtune.models.loading import resolve
     from nbtune.models.token_rows import base_of
     from nbtune.models.weight_checks import check_files
@@ -51,8 +52,10 @@ def expected(spec: RunSpec, facts: ModelFacts, tokenizer: Any) -> Abilities:
     asked = (spec.model, config, spec.adapter.model_dump_json(), METHODS[spec.method].by_tokens, form)
     blocks, packing = _tried(*asked, accelerate=spec.accelerate, trust_remote_code=trust)
     merging = can_be_merged(folder, headers, spec.adapter, facts.targets)
-    settings, weights = _outlined(spec, facts, headers, folder)
-    if METHODS[spec.method].head:  # merged it is a model of transformers, and no text comes out of it
+    settings, weights, model_config = _outlined(spec, facts, headers, folder)
+    if (of := METHODS[spec.method].head) and model_config is not None and not layer_of(model_config, of):
+        merging = Claim(holds=False, words=no_class(model_config.model_type, of))
+    if of:  # merged it is a model of transformers, and no text comes out of it
         unspoken = Claim(words="it gives scores, no answers")
         told = Claim(holds=False, words=NO_SCORES)
         return Abilities(
@@ -93,8 +96,10 @@ def _tried(
     return trial.blocks, small_packs_are_kept_apart(trial, fused=fused)
 
 
-def _outlined(spec: RunSpec, facts: ModelFacts, headers: dict[str, Any], place: Path) -> tuple[dict[str, str], Claim]:
-    """Return the config's settings, and whether the weights will all be there.
+def _outlined(
+    spec: RunSpec, facts: ModelFacts, headers: dict[str, Any], place: Path
+) -> tuple[dict[str, str], Claim, Any]:
+    """Return the config's settings, whether the weights will all be there, and the config (None: it is not known).
 
     Raises:
         SpecError: the adapter's first values want weights that are not there as they are.
@@ -109,12 +114,12 @@ def _outlined(spec: RunSpec, facts: ModelFacts, headers: dict[str, Any], place: 
     except NbtuneError:
         raise
     except Exception as error:  # noqa: BLE001 — a model's own code may want numbers; what is wrong with it, loading says
-        return {}, Claim(words=f"it cannot be outlined without numbers ({type(error).__name__})")
+        return {}, Claim(words=f"it cannot be outlined without numbers ({type(error).__name__})"), None
     check_files(spec.adapter, facts.targets, headers, whole)
     weights = weights_by_headers(whole, headers, place, spec.model)
     if origin := said_of(place):
         weights = weights.model_copy(update={"words": f"{weights.words}; {origin}"})
-    return settings_of(whole.config), weights
+    return settings_of(whole.config), weights, whole.config
 
 
 def confirmed(

@@ -78,6 +78,7 @@ def _fields(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     tokens = config.get("trainable_token_indices") or ()
     if isinstance(tokens, dict):
         raise _refused(folder, f"it trains tokens of {', '.join(map(str, tokens))}")
+    layer = _layer_of_scores(folder)
     targets, layers = config.get("target_modules"), config.get("layers_to_transform")
     if not isinstance(targets, str):
         targets = sorted({*(targets or ()), *(config.get("target_parameters") or ())})
@@ -90,7 +91,7 @@ def _fields(config: dict[str, Any], folder: Path) -> dict[str, Any]:
         "layers_to_transform": [layers] if isinstance(layers, int) else layers or (),
         "rank_pattern": config.get("rank_pattern") or {},
         "alpha_pattern": config.get("alpha_pattern") or {},
-        "modules_to_save": [name for name in config.get("modules_to_save") or () if name != SCORE],
+        "modules_to_save": [name for name in config.get("modules_to_save") or () if name != layer],
         "trainable_token_indices": tokens,
     }
 
@@ -171,11 +172,18 @@ def _name(name: str, saved: tuple[str, ...], folder: Path) -> str:
     if name.endswith(".lora_magnitude_vector"):
         return f"{name}.default.weight"
     module, _, kind = name.rpartition(".")
-    if SCORE in saved and module.endswith(f".{SCORE}"):
-        return name
+    layer = _layer_of_scores(folder)
+    if layer in saved and module.endswith(f".{layer}"):
+        return f"{module.removesuffix(layer)}{SCORE}.{kind}"
     if any(module == end or module.endswith(f".{end}") for end in saved):
         return f"{module}.modules_to_save.default.{kind}"
     raise _refused(folder, f"it holds `{name}`")
+
+
+def _layer_of_scores(folder: Path) -> str:
+    """Return what its file calls the layer of scores."""
+    head = read_head(folder)
+    return SCORE if head is None else head.layer or SCORE
 
 
 def _refused(folder: Path, why: str) -> SpecError:

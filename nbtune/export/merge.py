@@ -33,7 +33,7 @@ from nbtune.export.safetensors_reader import Weights, finite, rows_per_chunk
 from nbtune.export.source import ExportedFile, ExportSource, Progress, read_json
 from nbtune.models.adapter_targets import rounded_linears
 from nbtune.models.experts.stacks import rounded_pieces
-from nbtune.models.heads import SCORE, Head, read_head
+from nbtune.models.heads import Head, no_class, read_head
 from nbtune.models.outline_facts import outlined
 from nbtune.models.stored_names import pieces_of
 from nbtune.models.tokenizer_files import copy_tokenizer, make_portable
@@ -85,10 +85,17 @@ class MergedModel:
             self._attach(self.adapter)
 
     def _take_head(self, head: Head) -> None:
-        """Put the scores in place of the base's own head, and say so in the config."""
+        """Put the scores in place of the base's own head, and say so in the config.
+
+        Raises:
+            ExportError: transformers has no class for that.
+        """
+        if not head.layer:
+            kind = str(self.config.get("model_type"))
+            raise ExportError(no_class(kind, head.of), fix="ask it in nbtune, or take a base of another family.")
         self.names = [name for name in self.names if name != HEAD]
         trained = self.adapter.targets if self.adapter else {}
-        self.names += [name for name in trained if name.startswith(f"{SCORE}.") and name not in self.names]
+        self.names += [name for name in trained if name.startswith(f"{head.layer}.") and name not in self.names]
         with contextlib.suppress(ExportError):
             pad = load_tokenizer(self.source.tokenizer_folder).pad_token_id
             self.config = head.config(self.config, pad)

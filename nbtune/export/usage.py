@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nbtune.errors import ExportError
 from nbtune.export.source import ExportSource, read_json
 from nbtune.methods import METHODS
-from nbtune.models.heads import Head, read_head
+from nbtune.models.heads import Head, no_class, read_head
 from nbtune.models.pasted import auto_class, imports, loads
 from nbtune.models.token_rows import rows_of
 
@@ -176,6 +176,8 @@ def _of_scores(source: ExportSource, head: Head, base: tuple[str, str, str], rep
     Args:
         base: what is imported for it, what loads it, and the line that gives it new tokens.
     """
+    if not head.layer:
+        return Usage(f"# {_kind_without_class(source, head)}\n", "", "", commands="", file=file)
     if head.of == "token":
         inputs, shows = _LINES.format(lines=_STEPS if _by_steps(source) else _WORDS), _OF_LINES
     elif len(head.labels) == 1 and _is_chat(source):  # a reward, which is of an answer
@@ -187,6 +189,10 @@ def _of_scores(source: ExportSource, head: Head, base: tuple[str, str, str], rep
     asks = _HEAD_INPUTS.format(**told)
     merged = _HEAD_MERGED.format(**told) + asks
     return Usage(_HEAD_ADAPTER.format(**told) + asks, _MERGE.format(file=file), merged, commands="", file=file)
+
+
+def _kind_without_class(source: ExportSource, head: Head) -> str:
+    return no_class(str(read_json(source.base / "config.json").get("model_type")), head.of)
 
 
 def _adapts_experts(source: ExportSource) -> bool:

@@ -203,12 +203,13 @@ def save_adapter(
     tensors = {name: value.detach().contiguous().cpu() for name, value in state.items()}
     if scores is not None:
         named = scores[1].named_parameters()
-        tensors |= {f"base_model.model.{SCORE}.{n}": p.detach().contiguous().cpu() for n, p in named}
+        layer = scores[0].layer or SCORE
+        tensors |= {f"base_model.model.{layer}.{n}": p.detach().contiguous().cpu() for n, p in named}
         write_head(scores[0], folder)
     tensors, config = beside_the_base(model, tensors, peft_config[adapter].to_dict())
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     if scores is not None:
-        config |= {"task_type": scores[0].task, "modules_to_save": [*(config["modules_to_save"] or ()), SCORE]}
+        config |= {"task_type": scores[0].task, "modules_to_save": [*(config["modules_to_save"] or ()), layer]}
     config["base_model_name_or_path"] = _public_name(base or config.get("base_model_name_or_path") or "")
     config["inference_mode"] = True
     text = json.dumps(chosen({k: _plain(v) for k, v in config.items()}), indent=2, sort_keys=True)
@@ -232,7 +233,8 @@ def _save_whole(
     left_out = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in mute}
     left_out |= {"lm_head.weight"}
     whole = {name: trained.get(name, value) for name, value in model.state_dict().items()}
-    state = {name: value for name, value in whole.items() if name not in left_out}
+    called = {f"{SCORE}.{n}": f"{scores[0].layer or SCORE}.{n}" for n, _ in scores[1].named_parameters()}
+    state = {called.get(name, name): value for name, value in whole.items() if name not in left_out}
     with hidden_bars():
         model.save_pretrained(folder, state_dict=state, safe_serialization=True)  # type: ignore[operator]
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

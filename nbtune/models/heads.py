@@ -5,6 +5,7 @@ saved is what ``AutoModelForSequenceClassification`` (or ``…TokenClassificatio
 beside it, frozen and unasked: so all that is known of a causal language model holds of this one too.
 """
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,10 +30,12 @@ class Head:
     Args:
         of: a ``text``, whose last token is asked, or each judged ``token``.
         labels: what its outputs are called.
+        layer: what transformers' class of such a model calls it, "" where it has no such class (`layer_of`).
     """
 
     of: Literal["text", "token"]
     labels: tuple[str, ...]
+    layer: str = SCORE
 
     @property
     def task(self) -> str:
@@ -51,14 +54,64 @@ class Head:
             pad: the token that rows are padded with: transformers looks for the last one that is another.
         """
         written = dict(base)
-        families = [str(name).partition("For")[0] for name in base.get("architectures") or []]
-        written["architectures"] = [f"{name}{self.suffix}" for name in families[:1]]
+        if known := _classes(self.of).get(str(base.get("model_type"))):
+            written["architectures"] = [known]
         written["id2label"] = {str(number): label for number, label in enumerate(self.labels)}
         written["label2id"] = {label: number for number, label in enumerate(self.labels)}
         written |= {"classifier_dropout": 0.0, "tie_word_embeddings": False}
         if written.get("pad_token_id") is None and pad is not None:
             written["pad_token_id"] = pad
         return written
+
+
+def layer_of(config: Any, of: Literal["text", "token"]) -> str:
+    """Return what the class of transformers that gives scores of such a base's texts, or tokens, calls their layer; ""
+    where it has no such class, or one whose scores are made otherwise.
+
+    >>> from nbtune.models.heads import layer_of
+    >>> layer_of(nbtune.models.outline_facts.outlined("nbtune/tiny").config, "token")
+    'score'
+
+    Args:
+        config: the base's, of transformers.
+    """
+    import transformers
+
+    if config is None or (name := _classes(of).get(config.model_type)) is None:
+        return ""
+    kind = getattr(transformers, name, None)
+    return "" if kind is None or kind.config_class is not type(config) else _layer_in(kind, config, of)
+
+
+def no_class(model_type: str, of: Literal["text", "token"]) -> str:
+    """Return what is said where `layer_of` is ""."""
+    return f"transformers has no class that scores {of}s of a {model_type} by one layer, so that nothing would load it"
+
+
+def _classes(of: Literal["text", "token"]) -> dict[str, str]:
+    from transformers.models.auto import modeling_auto
+
+    kind = "SEQUENCE" if of == "text" else "TOKEN"
+    return dict(getattr(modeling_auto, f"MODEL_FOR_{kind}_CLASSIFICATION_MAPPING_NAMES"))
+
+
+_LAYERS: dict[Any, str] = {}
+
+
+def _layer_in(kind: Any, config: Any, of: Literal["text", "token"]) -> str:
+    """Look at such a model without its numbers; once a class."""
+    import torch
+    from torch import nn
+
+    if kind not in _LAYERS:
+        asked = copy.deepcopy(config)
+        asked.num_labels = 2
+        with torch.device("meta"):
+            made = kind(asked)
+        rest = {n: m for n, m in made.named_children() if n != made.base_model_prefix and not isinstance(m, nn.Dropout)}
+        layers = [n for n, m in rest.items() if isinstance(m, nn.Linear) and (m.bias is not None) == (of == "token")]
+        _LAYERS[kind] = layers[0] if len(layers) == len(rest) == 1 else ""
+    return _LAYERS[kind]
 
 
 def add_head(model: "nn.Module", head: Head, *, seed: int, pad: int | None = None) -> None:
@@ -96,6 +149,7 @@ def add_head(model: "nn.Module", head: Head, *, seed: int, pad: int | None = Non
     for parameter in unasked(lm):
         parameter.requires_grad_(False)
     lm.add_module(SCORE, score.to(next(lm.parameters()).device))
+    head = replace(head, layer=layer_of(lm.config, head.of))
     lm.nbtune_head, lm.nbtune_pad = head, pad if config.pad_token_id is None else config.pad_token_id
 
 
@@ -147,14 +201,16 @@ def read_at(model: "nn.Module", ids: "torch.Tensor", ends: "torch.Tensor") -> "t
 
 def write_head(head: Head, folder: Path) -> None:
     """Write beside an adapter, or a whole model, what its outputs are called."""
-    write_json(folder / FILE, {"of": head.of, "labels": list(head.labels)})
+    write_json(folder / FILE, {"of": head.of, "labels": list(head.labels), "layer": head.layer})
 
 
 def read_head(folder: Path) -> Head | None:
     """Return what a folder of a trained model says of its head; None: it has none."""
     try:
         body = read_json(folder / FILE)
-        return None if body is None else Head(body["of"], tuple(map(str, body["labels"])))
+        return (
+            None if body is None else Head(body["of"], tuple(map(str, body["labels"])), str(body.get("layer", SCORE)))
+        )
     except (ValueError, KeyError, TypeError, json.JSONDecodeError):
         return None
 

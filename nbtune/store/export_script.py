@@ -12,7 +12,7 @@ from typing import Any
 
 from nbtune.atomic_io import read_json, write_text
 from nbtune.errors import SpecError, TrainError
-from nbtune.models.heads import read_head
+from nbtune.models.heads import no_class, read_head
 from nbtune.models.pasted import auto_class, imports, loads
 from nbtune.models.token_rows import rows_of
 from nbtune.planner.learning_rate import with_its_rate
@@ -74,6 +74,8 @@ def as_snippet(folder: Path) -> str:
     spec, adapter = read_spec(folder), _where(folder / "adapter")
     system = "import os\n" if adapter.startswith("os.") else ""
     head = read_head(folder / "adapter")
+    if head is not None and not head.layer:
+        return f"# {no_class('model of this family', head.of)}: `nbtune.attach({folder.name!r})` has it"
     name, ends = "", ""
     if (folder / "adapter" / "generation_config.json").is_file() and spec.adapter.type != "full":
         name = ", GenerationConfig"  # answers end where the base's do not; a whole model reads it itself
