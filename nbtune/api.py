@@ -58,11 +58,13 @@ def validate(
         SpecError, DataError: with the line of a YAML text, what was wrong, and what to write instead.
     """
     run_spec, variables = _named(spec, fields, rows, first_line)
+    from nbtune import data
+
     with _placing(spec, first_line):
         things = objects.Objects.of(run_spec, variables)
         refuse_no_models(run_spec)
-        beginnings.named_runs(things.spec, runs_dir)
-        _sources(run_spec, variables)
+        sources = _sources(run_spec, variables)
+        beginnings.named_runs(data.labels_at_hand(things.spec, sources), runs_dir)
     _count_processes(run_spec)
     return run_spec
 
@@ -113,13 +115,14 @@ def plan(
     Raises:
         NbtuneError: as `finetune`, before any work.
     """
+    from nbtune import data
     from nbtune.engine.planned import elsewhere, planned
 
     where = elsewhere(machine, nodes, network)
     asked, variables = _named(spec, fields, rows, first_line)
     with _placing(spec, first_line):
         sources, things = _sources(asked, variables), objects.Objects.of(asked, variables)
-        begins = beginnings.named_runs(things.spec, runs_dir)
+        begins = beginnings.named_runs(data.labels_at_hand(things.spec, sources), runs_dir)
     with things.described() as run_spec:
         if where is not None:  # a model that was handed over lies here: there it need not
             run_spec = run_spec.model_copy(update={"device": asked.device, "dtype": asked.dtype})
@@ -251,7 +254,7 @@ class _Asked:
         if job is None:
             _count_processes(self.spec)
         with self._places(), self.things.described() as local:
-            begins = beginnings.named_runs(self.spec, root)
+            begins = beginnings.named_runs(data.labels_at_hand(self.spec, sources), root)
             beginnings.look_at(begins, local)
         travels = isinstance(job, job_files.ExportedJob)
         if travels:

@@ -21,6 +21,7 @@ _HOMES = {
     "Report": "nbtune.data.prepare.report",
     "Source": "nbtune.data.sources.rows",
     "collate": "nbtune.data.batching.collate",
+    "labels_at_hand": "nbtune.data.prepare.labels",
     "look": "nbtune.data.prepare.validate",
     "measure": "nbtune.data.prepare.measure",
     "open_snapshot": "nbtune.data.sources.snapshot",
@@ -41,6 +42,7 @@ __all__ = [
     "Report",
     "Source",
     "collate",
+    "labels_at_hand",
     "look",
     "measure",
     "open_snapshot",
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch, collate
     from nbtune.data.batching.sampler import BatchPlan
     from nbtune.data.prepare.dataset import Dataset, Example
+    from nbtune.data.prepare.labels import labels_at_hand
     from nbtune.data.prepare.measure import measure
     from nbtune.data.prepare.prepare import prepare_data
     from nbtune.data.prepare.report import Prepared, Report

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nbtune.models import ModelFacts
     from nbtune.spec import RunSpec
 
+_FEW = 10_000  # rows of a source that a plan looks through for labels
 _MORE = (2, 4, 8, 16, 32, 64)  # times as many machines
 
 
@@ -59,6 +60,7 @@ def planned(spec: RunSpec, sources: Sequence[Source], where: DeviceFacts | None)
     quiet_libraries()  # small copies of the model are tried
     model, trust = spec.model, spec.trust_remote_code
     facts = models.counted(models.model_facts(model), model, spec.adapter, trust_remote_code=trust)
+    spec = _labelled(spec, sources)
     facts = with_outputs(facts, head_of_run(spec))
     objects.check_vocabulary(spec)
     tokenizer = models.load_tokenizer(spec.speaks, trust_remote_code=trust)
@@ -77,6 +79,18 @@ def planned(spec: RunSpec, sources: Sequence[Source], where: DeviceFacts | None)
     if where is None and plan.weights.four_bit:
         must_be_installed()
     return spread_out(plan, facts, device, gpus)
+
+
+def _labelled(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
+    """Return a spec that names the labels of its rows, where these are few: of many a run finds them.
+
+    Raises:
+        DataError: as the run would.
+    """
+    from nbtune.data.prepare.labels import with_labels
+
+    few = METHODS[spec.method].names_labels and all(len(source.rows) <= _FEW for source in sources)
+    return with_labels(spec, sources) if few else spec
 
 
 def _measured(sources: Sequence[Source], tokenizer: Any, spec: RunSpec) -> DataFacts:

@@ -54,7 +54,8 @@ class Reading:
         """
         row = Parts(tuple(lines(list(words), "words")), ends=False)
         piece = Piece(0, row, steps=(0.0,) * len(words))
-        whole = Whole.of(*_encoded(self._of_texts, row), piece)
+        numbers, trained = _encoded(self._of_texts, row)
+        whole = Whole.of(numbers, trained, piece)
         if isinstance(whole, DataError):
             raise whole
         assert whole.judged is not None

@@ -5,6 +5,7 @@ All pairs are tried by `python -m tests.fuzz --only pairs`; here stand those tha
 
 from __future__ import annotations
 
+import json
 import random
 import warnings
 from pathlib import Path
@@ -175,9 +176,45 @@ def test_other_labels_than_the_start_tells_apart_are_refused_before_a_model_is_l
     assert "tells apart even, odd, in this order, and this run odd, even" in _both(runs, fields, variables)
     del fields["labels"]
     more = [*ROWS["labelled"], {"text": "Neither", "label": "none"}]
-    run = nbtune.finetune(fields, rows={"rows": more}, runs_dir=runs.folder, name="more")
-    assert "tells apart even, odd" in said(run.wait)
+    assert "tells apart even, odd, in this order, and this run even, none, odd" in _both(runs, fields, {"rows": more})
+    run = nbtune.finetune(fields, rows={"rows": lambda: (yield from more)}, runs_dir=runs.folder, name="more")
+    assert "tells apart even, odd" in said(run.wait), "of rows that are still to come the run says so"
     assert run.step == 0
+
+
+_LABELLED, _TAGGED = ROWS["labelled"], ROWS["tagged"]
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "more", "why"),
+    [
+        ("classification", [{**one, "label": "odd"} for one in _LABELLED], {}, "all rows have the same label (odd)"),
+        ("classification", [{**one, "label": i} for i, one in enumerate(_LABELLED * 90)], {}, "too many to be labels"),
+        ("classification", _LABELLED, {"labels": ["odd", "seven"]}, "its label 'even' is none of odd, seven"),
+        ("token_classification", [{**one, "tags": ["O"] * len(one["tags"])} for one in _TAGGED], {}, "the same label"),
+        ("token_classification", _TAGGED, {"labels": ["odd", "seven"]}, "is none of odd, seven"),
+        ("classification", _LABELLED, {"eval": {"data": "held"}}, "its label 'neither' is none of even, odd"),
+    ],
+)
+def test_labels_of_rows_that_are_at_hand_are_looked_at_before_any_work(
+    runs: Runs, method: str, rows: Any, more: Any, why: str, tmp_path: Path
+) -> None:
+    fields, variables = runs.asked(row(method=method))
+    variables |= {"rows": rows, "held": [{"text": "It was so.", "label": "neither"}]}
+    assert why in _both(runs, {**fields, **more}, variables)
+    assert why in said(lambda: nbtune.validate({**fields, **more}, rows=variables))
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(f"{json.dumps(one)}\n" for one in rows))
+    assert why in said(lambda: nbtune.validate({**fields, **more, "data": str(file)}, rows=variables))
+
+
+def test_a_plan_counts_the_labels_of_its_rows(runs: Runs) -> None:
+    rows = [{**one, "label": i % 5} for i, one in enumerate(_LABELLED)]
+    fields, _ = runs.asked(row(method="classification"), steps=1)
+    for given in (rows, lambda: (yield from rows)):
+        planned = nbtune.plan(fields, rows={"rows": given}).trainable_parameters
+        run = nbtune.finetune(fields, rows={"rows": given}, runs_dir=runs.folder).wait()
+        assert planned == run.plan.trainable_parameters == trained(run).numel()
 
 
 @pytest.mark.parametrize(

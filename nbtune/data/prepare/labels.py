@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from nbtune.data.formats.labelled_format import label_of
+from nbtune.data.formats.preference_format import Several
 from nbtune.data.prepare.row_pipeline import format_of
-from nbtune.data.sources.rows import Source
+from nbtune.data.sources.rows import Rows, Source, at_most
 from nbtune.errors import DataError
 from nbtune.methods import METHODS
 from nbtune.spec import RunSpec
 
 _MOST = 1000
+_AT_HAND = 4096  # rows of a source that are looked through before a run is made
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -29,19 +31,41 @@ def with_labels(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
     Raises:
         DataError: rows have one label, or so many that they are none.
     """
-    method = METHODS[spec.method]
-    if not method.names_labels or spec.labels:
+    if not METHODS[spec.method].names_labels or spec.labels:
         return spec
-    found: set[str] = set()
+    return _named(spec, [(source, source.rows) for source in sources if source.role == "train"])
+
+
+def labels_at_hand(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
+    """Return what `with_labels` does where all rows are at hand: few, in memory or in a file; else the spec as it is.
+
+    Raises:
+        DataError: as `with_labels`.
+    """
+    if not METHODS[spec.method].names_labels or spec.labels:
+        return spec
+    held: list[tuple[Source, Rows]] = []
     for source in sources:
         if source.role != "train":
             continue
-        form = format_of(source, source.rows, spec.on_error, method.rows)
+        rows = (
+            None if source.arrives or source.change is not None or len(source.files) > 1 else source.head(_AT_HAND + 1)
+        )
+        if rows is None or len(rows) > _AT_HAND:
+            return spec
+        held.append((source, at_most(source.spec.max_rows, rows)))
+    return _named(spec, held) if held else spec
+
+
+def _named(spec: RunSpec, held: Sequence[tuple[Source, Rows]]) -> RunSpec:
+    method, found = METHODS[spec.method], set[str]()
+    for source, rows in held:
+        form = format_of(source, rows, spec.on_error, method.rows)
         form.check(method.rows, source.name)
         column = form.mapping["label" if method.rows == "labelled" else "tags"]
-        for index in range(len(source.rows)):
+        for index in range(len(rows)):
             try:
-                row = source.rows[index]
+                row = rows[index]
                 found |= set() if row is None else _labels_in(row.get(column), column)
             except DataError:
                 continue  # whoever reads the row says so, or leaves it out
@@ -61,6 +85,18 @@ def with_labels(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
     if all(map(_NUMBER.fullmatch, labels)):
         labels.sort(key=int)
     return spec.model_copy(update={"labels": tuple(labels)})
+
+
+def judge(read: Any, spec: RunSpec) -> Any:
+    """Return a row as it was read, if its labels are among those that a spec names.
+
+    Raises:
+        DataError: they are not.
+    """
+    if isinstance(read, Several):
+        read.judged(spec.labels)
+        read.judged_steps(spec.labels)
+    return read
 
 
 def _labels_in(value: Any, column: str) -> set[str]:

@@ -12,7 +12,7 @@ from nbtune.data.formats.preference_format import Several
 from nbtune.data.formats.reader import Format, Parts
 from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.eval_split import expected_held_out
-from nbtune.data.prepare.labels import without_answers
+from nbtune.data.prepare.labels import judge, without_answers
 from nbtune.data.prepare.report import Report
 from nbtune.data.prepare.row_pipeline import format_of, is_empty, speaking, spread
 from nbtune.data.prepare.stats import DataFacts, histogram, longest_pair
@@ -113,7 +113,7 @@ def _sizes(
             given: Any = rows[index]
             if given is None:  # a function left it out
                 continue
-            row = form.read(given)
+            row = judge(form.read(given), spec)
             several = isinstance(row, Several)
             whole = several and row.steps  # their labels stand at line breaks
             read += [t for t in (row.rows if several else (row,)) if whole or not is_empty(t, spec.train_on)]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from nbtune.data.formats.detect import detect
 from nbtune.data.formats.reader import Format
+from nbtune.data.prepare.labels import judge, labels_at_hand
 from nbtune.data.sources.row_function import ChangedRows
 from nbtune.data.sources.rows import Row, Rows, Source
 from nbtune.errors import DataError, NbtuneError, SpecError
@@ -30,9 +31,16 @@ def look(sources: Iterable[Source], spec: RunSpec) -> None:
         SpecError: `columns`, `format` or `template` name what is not there.
         DataError: there are no rows, one of the first cannot be read, or they are not what `spec.method` learns from.
     """
+    sources = list(sources)
     for number, source in enumerate(sources):
         with NbtuneError.about("data", number) if source.role == "train" else NbtuneError.about("eval", "data"):
             _look_at(source, spec)
+    with NbtuneError.about("data"):
+        labelled = labels_at_hand(spec, sources)
+    for source in sources if labelled is not spec else ():
+        if source.role == "eval":  # whose labels are to be among those
+            with NbtuneError.about("eval", "data"):
+                _look_at(source, labelled)
 
 
 def _look_at(source: Source, spec: RunSpec) -> None:
@@ -57,7 +65,7 @@ def _look_at(source: Source, spec: RunSpec) -> None:
             raise
         form = _by_all(source, spec)  # later rows may hold what these do not
     if spec.on_error == "raise":
-        _read(form, rows, numbered)
+        _read(form, rows, numbered, spec)
 
 
 def _first(rows: Rows, count: int, spec: RunSpec) -> list[tuple[int, Row]]:
@@ -86,9 +94,9 @@ def _by_all(source: Source, spec: RunSpec) -> Format:
     return form
 
 
-def _read(form: Format, rows: Rows, numbered: Sequence[tuple[int, Row]]) -> None:
+def _read(form: Format, rows: Rows, numbered: Sequence[tuple[int, Row]], spec: RunSpec) -> None:
     for index, row in numbered:
         try:
-            form.read(row)
+            judge(form.read(row), spec)
         except DataError as error:
             raise DataError(error.cause, place=error.place or rows.place(index), fix=error.fix) from None

@@ -151,7 +151,7 @@ def _variable(spec: SourceSpec, name: str, namespace: Mapping[str, Any]) -> Sour
         from nbtune.data.sources.stream import spool_of
 
         spool = spool_of(value, name)
-        return Source(name, "variable", spec, lambda: spool.rows(spec.max_rows), head=spool.head)
+        return Source(name, "variable", spec, lambda: spool.rows(spec.max_rows), head=spool.head, arrives=True)
     return Source(
         name, "variable", spec, lambda: rows_of(value, name), head=lambda count: rows_of(first_of(value, count), name)
     )

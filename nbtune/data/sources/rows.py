@@ -53,6 +53,7 @@ class Source:
         change: a function that makes a row of a row; `change_digest`: of its code, where that is known.
         rewards: functions that judge answers, with their names.
         version: of the run's folder that the rows were written down in (`nbtune.folder_format`).
+        arrives: rows are made as they are asked for, and each once.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Source:
     change_digest: str = ""
     rewards: tuple[tuple[str, Callable[..., Any]], ...] = field(default=(), repr=False)
     version: int = FORMAT
+    arrives: bool = False
 
     @cached_property
     def rows(self) -> Rows:
