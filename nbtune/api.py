@@ -63,8 +63,7 @@ def validate(
     with _placing(spec, first_line):
         things = objects.Objects.of(run_spec, variables)
         refuse_no_models(run_spec)
-        sources = _sources(run_spec, variables)
-        beginnings.named_runs(data.labels_at_hand(things.spec, sources), runs_dir)
+        beginnings.named_runs(data.labels_at_hand(things.spec, _sources(run_spec, variables)), runs_dir)
     _count_processes(run_spec)
     return run_spec
 

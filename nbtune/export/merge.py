@@ -30,10 +30,10 @@ from nbtune.export.gguf.vocabulary import load_tokenizer
 from nbtune.export.missing_weights import fix_of_missing, not_in_base
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.safetensors_reader import Weights, finite, rows_per_chunk
-from nbtune.export.source import ExportedFile, ExportSource, Progress, read_json
+from nbtune.export.source import ExportedFile, ExportSource, Progress, read_json, scores_of
 from nbtune.models.adapter_targets import rounded_linears
 from nbtune.models.experts.stacks import rounded_pieces
-from nbtune.models.heads import Head, no_class, read_head
+from nbtune.models.heads import Head
 from nbtune.models.outline_facts import outlined
 from nbtune.models.stored_names import pieces_of
 from nbtune.models.tokenizer_files import copy_tokenizer, make_portable
@@ -77,7 +77,7 @@ class MergedModel:
         says = self.config.get("tie_word_embeddings")  # where it unties them, what they hold is of no matter
         if says is not False and HEAD in self.base and self.embedding and not self.base.equal(HEAD, self.embedding):
             self.config["tie_word_embeddings"] = False  # whatever it says: so transformers 5 loads them
-        self.head = read_head(source.adapter or source.base)
+        self.head = scores_of(source, self.config)
         self.names = [name for name in self.base if self.base.dtype(name) in ("F64", "F32", "F16", "BF16")]
         if self.head is not None:
             self._take_head(self.head)
@@ -85,14 +85,7 @@ class MergedModel:
             self._attach(self.adapter)
 
     def _take_head(self, head: Head) -> None:
-        """Put the scores in place of the base's own head, and say so in the config.
-
-        Raises:
-            ExportError: transformers has no class for that.
-        """
-        if not head.layer:
-            kind = str(self.config.get("model_type"))
-            raise ExportError(no_class(kind, head.of), fix="ask it in nbtune, or take a base of another family.")
+        """Put the scores in place of the base's own head, and say so in the config."""
         self.names = [name for name in self.names if name != HEAD]
         trained = self.adapter.targets if self.adapter else {}
         self.names += [name for name in trained if name.startswith(f"{head.layer}.") and name not in self.names]

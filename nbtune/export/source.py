@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nbtune.errors import ExportError
 from nbtune.export.file_quality import Quality
-from nbtune.models.heads import names, read_head
+from nbtune.models.heads import Head, names, no_class, read_head
 from nbtune.spec.placement import PLAIN, Placement
 from nbtune.untrusted import SENTINEL, BadFile, from_here, load
 
@@ -115,6 +115,22 @@ def must_write_text(source: ExportSource) -> None:
             f"{source.name!r} gives scores ({names(head.labels)}), and a GGUF file has no place for their head",
             fix=f"export it merged, which is loaded by transformers' AutoModel{head.suffix}.",
         )
+
+
+def scores_of(source: ExportSource, config: Mapping[str, Any]) -> Head | None:
+    """Return the head of scores of what is merged; None: it writes text.
+
+    Args:
+        config: the base's.
+
+    Raises:
+        ExportError: no class of transformers gives such scores.
+    """
+    head = read_head(source.adapter or source.base)
+    if head is not None and not head.layer:
+        kind = str(config.get("model_type"))
+        raise ExportError(no_class(kind, head.of), fix="ask it in nbtune, or take a base of another family.")
+    return head
 
 
 def last_part(path: str) -> str:

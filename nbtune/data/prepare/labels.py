@@ -39,6 +39,11 @@ def with_labels(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
 def labels_at_hand(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
     """Return what `with_labels` does where all rows are at hand: few, in memory or in a file; else the spec as it is.
 
+    >>> spec = nbtune.spec.from_mapping({"data": "rows", "method": "classification"})
+    >>> rows = [{"text": "It was good.", "label": "good"}, {"text": "It was bad.", "label": "bad"}]
+    >>> nbtune.data.labels_at_hand(spec, nbtune.data.resolve(spec.data, {"rows": rows})).labels
+    ('bad', 'good')
+
     Raises:
         DataError: as `with_labels`.
     """
