@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ SHARES = {
     "models": 500,
     "runs": 300,
     "trained": 300,
-    "gguf": 300,
+    "gguf": 1_000,
+    "held": 1_000,
     "pairs": 200,
 }  # what half an hour must reach
 FIRST = 120.0  # more, of a process's first case of a kind: it imports torch and trains what it will damage
@@ -99,6 +101,17 @@ class Hunter:
         self.process = None
 
 
+def next_of(kinds: list[str], given: Mapping[str, int]) -> str:
+    """Return the kind that is furthest from its share."""
+    return min(kinds, key=lambda name: given.get(name, 0) / SHARES[name])
+
+
+def reached(done: Mapping[str, int]) -> str:
+    """Return how many of each kind were tried, beside what half an hour must reach."""
+    tried = {kind: sum(count for name, count in done.items() if name.split()[0] == kind) for kind in SHARES}
+    return "; ".join(f"{kind} {count:,} of {SHARES[kind]:,}" for kind, count in tried.items() if count)
+
+
 def hunt(kinds: list[str], seconds: float, first: int, out: Path | None) -> Counter[str]:
     """Try cases of these kinds in the shares of `SHARES` until the time is over; print what was found."""
     hunters = [Hunter(), Hunter()]
@@ -110,7 +123,7 @@ def hunt(kinds: list[str], seconds: float, first: int, out: Path | None) -> Coun
     while busy or time.monotonic() < over:
         for number, hunter in enumerate(hunters):
             if number not in busy and time.monotonic() < over:
-                kind = min(kinds, key=lambda name: given[name] / SHARES[name])
+                kind = next_of(kinds, given)
                 hunter.give(kind, first + given[kind])
                 given[kind] += 1
                 busy[number] = hunter
@@ -155,6 +168,7 @@ def main() -> int:
         child()
         return 0
     done = hunt(asked.only.split(","), asked.seconds, asked.seed, asked.out)
+    print("tried: " + reached(done))
     print("; ".join(f"{name}: {count}" for name, count in sorted(done.items())))
     return 0 if all(name.split()[1] in FINE for name in done) else 1
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,8 @@ import pytest
 from nbtune.errors import NbtuneError
 from nbtune.spec import from_yaml
 from tests.fuzz import models, rows
-from tests.fuzz.cases import Case, trial, verdict_on
+from tests.fuzz.__main__ import SHARES, next_of, reached
+from tests.fuzz.cases import KINDS, Case, trial, verdict_on
 from tests.fuzz.models import good
 from tests.fuzz.waiting import OwnTime, starved
 
@@ -90,3 +95,20 @@ def test_a_hang_is_told_from_a_busy_machine(tmp_path: Path) -> None:
     (tmp_path / "8" / "task" / "8" / "schedstat").write_text("5 70 1\n")
     (tmp_path / "8" / "task" / "8" / "children").write_text("99 ")  # it has ended
     assert OwnTime(7, tmp_path).stood() == {"7": 40, "9": 40, "8": 70}
+
+
+def test_every_kind_has_its_share_of_half_an_hour() -> None:
+    """One was added without: the whole hunt ended before its first case."""
+    given: Counter[str] = Counter()
+    for _ in range(sum(SHARES.values()) // 10):
+        given[next_of(list(KINDS), given)] += 1
+    assert given.keys() == set(KINDS)
+    assert max(abs(given[kind] - SHARES[kind] / 10) for kind in KINDS) <= 1, given
+    assert reached({"gguf refused": 7, "gguf accepted": 3}) == "gguf 10 of 1,000"
+
+
+def test_a_hunt_tries_cases_and_says_how_they_ended() -> None:
+    asked = [sys.executable, "-m", "tests.fuzz", "--only", "specs,rows", "--seconds", "1"]
+    ended = subprocess.run(asked, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended
+    assert re.search(r"^tried: (specs|rows) \d+ of ", ended.stdout, re.MULTILINE), ended
