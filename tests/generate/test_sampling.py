@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from nbtune import models
 from nbtune.errors import TrainError
-from nbtune.generate.sampling import CUT, OTHERS, answer, marked_answer, token_losses
+from nbtune.generate.sampling import CUT, OTHERS, answer, as_bytes, marked_answer, token_losses
 
 PROMPT = "Who are you?"
 
@@ -86,6 +86,19 @@ def test_a_character_of_several_tokens_is_told_when_it_is_whole(tiny):
     assert not any("\ufffd" in part for part in parts)
 
 
+def test_parts_of_characters_are_told_as_their_bytes():
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    by_letters = ByteLevel(add_prefix_space=False, use_regex=False)
+    seen = set()
+    for text in map(chr, (*range(33), *range(127, 2500), 0x6C34, 0x1F99C)):
+        ((name, _),) = by_letters.pre_tokenize_str(text)
+        assert as_bytes(name) == f"‹{' '.join(f'{byte:02X}' for byte in text.encode())}›"
+        seen |= {*text.encode()}
+    assert len(seen) > 100
+    assert as_bytes("plain") == "plain"
+
+
 def test_losses_of_a_text_are_the_model_s_own(tiny):
     model, tokenizer = tiny
     ids = tokenizer("Ahoy! I am Captain Tune. " * 40)["input_ids"]
@@ -97,6 +110,7 @@ def test_losses_of_a_text_are_the_model_s_own(tiny):
         mean = float(model(tokens, labels=tokens).loss)
     assert sum(losses[1:]) / (len(ids) - 1) == pytest.approx(mean, rel=1e-4)
     assert token_losses(model, ids[:1]) == [None]
+    assert token_losses(model, []) == []
 
 
 def test_the_base_is_asked_without_the_adapter_and_is_not_there_where_all_was_trained(tiny):

@@ -308,6 +308,22 @@ def test_a_switched_off_adapter_is_honoured() -> None:
         assert model(**batch(), use_cache=False).loss.item() == pytest.approx(stock, rel=1e-6)
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_an_adapter_of_which_a_part_is_switched_off_is_honoured(grad: bool) -> None:
+    model = make("llama")
+    whole = model(**batch(), use_cache=False).loss.item()
+    off = [at for name, at in model.named_modules() if name.endswith("layers.0.self_attn.q_proj")]
+    assert len(off) == 1
+    off[0].enable_adapters(False)
+    stock = model(**batch(), use_cache=False).loss.item()
+    off[0].enable_adapters(True)
+    apply(model)
+    off[0].enable_adapters(False)
+    with torch.set_grad_enabled(grad):
+        assert model(**batch(), use_cache=False).loss.item() == pytest.approx(stock, rel=2e-6)
+    assert stock != pytest.approx(whole, rel=2e-5)
+
+
 def test_a_second_backward_is_an_error_and_no_wrong_number() -> None:
     model = make("llama")
     apply(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from nbtune.models.accelerate import hf_attention
+from nbtune.models.accelerate.attention import right_padded
 from tests.models.test_accelerate import FAMILIES, assert_equal, batch, loss_and_gradients, make
 from tests.support.every import every
 
@@ -117,3 +119,11 @@ def test_other_documents_in_each_row() -> None:
 
     found: Any = hf_attention.mask(2, 6, 6, mask_function=documents, allow_is_causal_skip=False)
     assert found.nbtune_packing.cu_seqlens.tolist() == [0, 3, 6, 11, 12]
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool])
+def test_padding_is_on_the_right_where_a_row_begins_with_a_token_and_never_goes_on_again(kind: torch.dtype) -> None:
+    for row in itertools.product((0, 1), repeat=4):
+        mask = torch.tensor([[1, 1, 1, 1], row, [1, 0, 0, 0]], dtype=kind)
+        assert right_padded(mask) == (row[0] == 1 and list(row) == sorted(row, reverse=True)), row
+    assert not right_padded(torch.ones(2, 1, 4, 4, dtype=kind))

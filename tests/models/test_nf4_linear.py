@@ -18,12 +18,12 @@ from nbtune.spec import AdapterSpec, Placement
 from tests.models.test_accelerate import FAMILIES, SIZES, assert_equal, batch, loss_and_gradients
 
 
-def four_bit(family: str, adapter: AdapterSpec) -> Any:
+def four_bit(family: str, adapter: AdapterSpec, **sizes: int) -> Any:
     """A model of random weights in nf4, its adapter not zero."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family][0]}))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family][0], **sizes}))
     generator = torch.Generator().manual_seed(1)
     for layer in model.model.layers:
         for parent in (layer.self_attn, layer.mlp):
@@ -62,6 +62,23 @@ def test_biases_and_layers_without_an_adapter(family: str, targets: tuple[str, .
     assert_equal(loss_and_gradients(model, batch()), stock, 2e-5)
     patch.remove()
     assert loss_and_gradients(model, batch())[0] == pytest.approx(stock[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_what_an_adapter_has_learnt_is_in_the_next_pass(layers: int) -> None:
+    """Also where nobody else has written over the weights that lie beside it."""
+    model = four_bit("llama", AdapterSpec(r=4, alpha=6), num_hidden_layers=layers)
+    patch = apply(model)
+    assert len(patch.layers) == layers, patch.report.lines()
+    before = loss_and_gradients(model, batch())
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_" in name:
+                p.mul_(-2.0 if "lora_B" in name else 1.5)
+    ours = loss_and_gradients(model, batch())
+    patch.remove()
+    assert_equal(ours, loss_and_gradients(model, batch()), 2e-5)
+    assert ours[0] != pytest.approx(before[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["mamba", pytest.param("gemma3n_text", marks=pytest.mark.slow)])

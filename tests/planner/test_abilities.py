@@ -101,6 +101,9 @@ def test_experts_that_are_not_chosen_cost_no_time() -> None:
         ({}, WHOLE, False, 3000, 600),
         ({}, WHOLE, False, 400, 400),  # no more than a pair's places
         ({}, WHOLE, True, 3000, 0),  # packs may hold several pairs
+        ({}, WHOLE, True, 400, 0),  # two of 200 tokens, one beside the other
+        ({}, WHOLE, True, 399, 399),  # one alone
+        ({"method": "reward"}, WHOLE, False, 3000, 0),  # its head reads the end of each
         ({"method": "sft"}, WHOLE, False, 3000, 0),
         ({"gpus": 2}, WHOLE, False, 3000, 0),
         ({}, (LEFT, *WHOLE[1:]), False, 3000, 0),
@@ -120,3 +123,12 @@ def test_what_goes_through_a_model_once_is_what_a_pair_begins_with(
 def test_a_reference_is_asked_once_where_rows_come_again(method: str, again: bool, said: bool) -> None:
     words = said_of_once(METHODS[method], Abilities(blocks=WHOLE), again, parted=False)
     assert any("what the reference says" in one for one in words) == said
+
+
+@pytest.mark.parametrize("method", ["sft", "kto", *(name for name, each in METHODS.items() if each.pairwise)])
+def test_a_plan_says_that_prompts_are_shared_where_it_counts_so(method: str) -> None:
+    data, abilities = DataFacts(rows=10, tokens_total=2000, longest=300, pair=600), Abilities(blocks=WHOLE)
+    counted = once_of(from_mapping({"data": "rows", "method": method}), abilities, data, 3000, packing=False) > 0
+    for parted in (False, True):
+        words = said_of_once(METHODS[method], abilities, False, parted=parted)
+        assert any("both answers of a pair" in one for one in words) == (counted and not parted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from nbtune.planner import Plan, make_plan
 from nbtune.planner.in_backward import refusal
 from nbtune.spec import from_mapping
 from tests.planner.test_planner import GIB, LLAMA_8B, _data
-from tests.support.every import every
+from tests.support.every import every, some
 
 ROWS = [{"prompt": f"Say {n}", "completion": f"{n}"} for n in range(16)]
 TURNED = {"optim_args": {"in_backward": True}}
@@ -52,6 +53,26 @@ def test_gradients_are_kept_where_there_is_room_and_no_memory_is_saved_for_nothi
     assert "in backward" not in str(plan)
     less = planned(100, batch_size=1)
     assert (less.in_backward, less.optimizer) == (True, "")  # AdamW's own states have room
+
+
+def test_what_a_refusal_says_it_needs_is_enough_and_less_is_not() -> None:
+    with pytest.raises(PlanError, match="the smallest way") as raised:
+        planned(12, batch_size=1)
+    needed = float(re.search(r"needs ([\d.]+) GiB", raised.value.cause)[1])  # type: ignore[index]
+    fits = next(gib for gib in range(12, 100) if _fits(gib))
+    assert 0.9 * fits <= needed <= fits
+
+
+def _fits(gib: float) -> bool:
+    try:
+        return planned(gib, batch_size=1).in_backward
+    except PlanError:
+        return False
+
+
+def test_only_16_bit_weights_are_said_to_be_rounded() -> None:
+    for dtype, rounded in (("fp32", False), ("bf16", True)):
+        assert ("rounded stochastically" in str(planned(300, batch_size=1, dtype=dtype, **TURNED))) == rounded
 
 
 def test_an_optimizer_that_was_asked_for_is_kept() -> None:
@@ -134,3 +155,21 @@ def test_the_table_names_it() -> None:
 def test_another_tools_name_for_it_is_known() -> None:
     plan = nbtune.plan({"data": ROWS, "adapter": "full", "steps": 2, "optimizer_in_bwd": True, "device": "cpu"})
     assert plan.in_backward
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_a_line_of_the_table_is_what_a_plan_of_so_many_rows_costs(rows: int) -> None:
+    plan = planned(120, batch_size=rows, optim="adamw", **TURNED)
+    lines = planned(120, batch_size=1, optim="adamw", **TURNED).table()
+    (line,) = [one for one in lines if (one.sequence_len, one.micro_batch_size) == (2048, rows)]
+    assert (line.bytes, line.activations, line.fits) == (plan.memory.total, plan.activations, True)
+
+
+def test_the_tables_columns_stand_below_their_heads() -> None:
+    _, heads, *lines = str(planned(40, batch_size=1).table()).splitlines()
+    starts = [match.start() for match in re.finditer(r"(?:(?<=  )|^)\S", heads)]
+    assert len(starts) == 8
+    for line in some(lines):
+        found = [match.start() for match in re.finditer(r"(?:(?<=  )|^)\S", line)]
+        assert found == starts[: len(found)]
+        assert len(found) >= 5

@@ -114,3 +114,24 @@ def test_a_warm_up_that_lasts_as_long_as_the_run_is_refused_also_where_epochs_sa
     assert planned(schedule={"warmup_steps": 1}, **asked).total_steps == -(-rows // 8)
     with pytest.raises(PlanError, match="a warm-up of 100,000 steps does not end within this run"):
         planned(schedule={"warmup_steps": 100_000}, **asked)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "range_test", "constant_with_warmup", "cosine"])
+def test_a_warm_up_that_a_schedule_has_not_is_said_and_where_there_is_one(schedule: str) -> None:
+    said = [one for one in planned(warmup_ratio=0.2, lr_scheduler_type=schedule).reasons if "does nothing" in one]
+    assert len(said) == (schedule in ("constant", "range_test"))
+    assert any("`constant_with_warmup` has one" in one for one in said) == (schedule == "constant")
+    assert [one for one in planned(lr_scheduler_type=schedule).reasons if "does nothing" in one] == []
+
+
+@pytest.mark.parametrize(("part", "adapter"), [
+    ("embedding_rate", {"trainable_token_indices": [3]}), ("embedding_rate", {"modules_to_save": ["embed_tokens"]}),
+    ("head_rate", {"modules_to_save": ["lm_head"]}), ("lora_b_rate", {"r": 4}),
+])  # fmt: skip
+def test_a_rate_is_taken_where_its_part_is_trained(part: str, adapter: dict[str, Any]) -> None:
+    """Of a model whose weights nobody has counted."""
+    told = {"optim_args": {part: 2.0}}
+    assert planned(adapter={"type": "lora", **adapter}, **told).total_steps == 3
+    without = {"type": "full"} if part == "lora_b_rate" else {"type": "lora"}
+    with pytest.raises(PlanError, match=f"`{part}` changes nothing"):
+        planned(adapter=without, **told)

@@ -214,3 +214,16 @@ def test_what_several_gpus_promise_leaves_out_what_dropout_draws() -> None:
     assert "losses are those of one GPU" in said[0.0]
     assert "but for what dropout draws" in said[0.1]
     assert "but for" not in said[0.0]
+
+
+def test_what_is_rounded_is_said_of_rounded_weights_alone():
+    for adapter, rounded in (("qlora", LLAMA_8B.block_parameters * LLAMA_8B.num_layers), ("lora", 0), ("full", 0)):
+        assert _plan(800, adapter=adapter).abilities.rounded == rounded
+
+
+def test_a_limit_is_said_where_there_is_one():
+    for cap in (0, 60 * GIB):
+        card = dataclasses.replace(_card(80), cap=cap, cap_why="NBTUNE_MEMORY")
+        plan = make_plan(from_mapping({"data": "rows"}), LLAMA_8B, _data(), card)
+        told = [reason for reason in plan.reasons if "are taken" in reason]
+        assert told == ["of memory at most 60.0 GiB are taken: NBTUNE_MEMORY"] * bool(cap)

@@ -135,3 +135,14 @@ def test_the_table_of_the_page_is_current() -> None:
     text = scale.PAGE.read_text(encoding="utf-8")
     assert scale.written(text) == text
     assert scale.table() in text
+
+
+@pytest.mark.parametrize(("gpus", "machines"), [(4, 1), (4, 2), (1, 2)])
+def test_links_are_named_that_there_are(gpus: int, machines: int) -> None:
+    plan = plan_on(f"{gpus}xh200", machines)
+    assert plan.spread is not None
+    said = dict(plan.spread.rows("H200"))["links"]
+    assert ("to the others of its machine" in said) == (gpus > 1)
+    assert ("to other machines" in said) == (machines > 1)
+    assert said.startswith(f"{machines} × " * (machines > 1) + f"{gpus} × H200; each sends ")
+    assert "sends ," not in said

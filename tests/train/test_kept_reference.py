@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nbtune.methods import METHODS
-from nbtune.train import logprobs
+from nbtune.train import kept_reference, logprobs
 from nbtune.train.cuda_graph_stepper import FusedStepper
 from nbtune.train.kept_reference import KeptReference
 from nbtune.train.logprobs import HOST, Asking
@@ -117,3 +117,18 @@ def test_rows_are_told_apart_by_what_is_learnt_of_them() -> None:
     other = kept.of(batch)
     assert other is not None
     assert other.values is None
+
+
+def test_more_rows_than_there_is_room_for_at_first_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_reference, "_ROOM", 1)
+    kept, other = KeptReference(HOST), KeptReference(HOST)
+    batches, said = [batch for k in range(2) for batch in batches_of("dpo", False).step(k)], 0
+    for batch in batches:
+        known = kept.of(batch)
+        assert known is not None
+        assert known.values is None
+        kept.keep(known, torch.arange(said, said := said + len(batch.examples)).float())
+    other.load_state_dict(kept.state_dict())
+    for which in (kept, other):
+        found = [which.of(batch) for batch in batches]
+        assert torch.cat([one.values for one in found]).tolist() == list(range(said))  # type: ignore[union-attr,misc]

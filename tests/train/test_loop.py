@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -117,20 +118,49 @@ def test_a_checkpoint_is_due_by_the_clock_of_any_process() -> None:
     assert saved == [2]
 
 
-def told(device: SlowDevice, control: MemoryControl, **options: Any) -> tuple[str, list[int]]:
+def test_where_memory_is_short_in_another_process_this_one_gives_up_as_well() -> None:
+    device, short, gave = SlowDevice(0.0), iter([True, False, False]), []
+
+    def give_up(step: int, beside: bool = False) -> events.Event:
+        assert not gave, "nobody was short of memory any more"
+        gave.append(step)
+        return events.Warning(message="less", step=step)
+
+    agree = lambda own: [next(short)] if len(own) == 1 else own  # noqa: E731
+    ended, _ = told(device, MemoryControl(), agree=agree, several=True, beside={"give_up": give_up})
+    assert (ended, gave) == ("finished", [0])
+    assert device.free_at - 100 == 3 * 3 * STEP  # the first step twice, and the second
+
+
+@pytest.mark.parametrize(("begin", "wanted"), [(0, [0, 2]), (1, [2])])
+def test_a_run_that_goes_on_gives_no_answers_again_where_it_was(begin: int, wanted: list[int]) -> None:
+    asked: list[int] = []
+    jobs = {"sample": lambda step, look: asked.append(step) or ()}
+    told(SlowDevice(0.0), MemoryControl(), beside=jobs, progress=loop.Progress(step=begin))
+    assert asked == wanted
+
+
+def told(
+    device: SlowDevice,
+    control: MemoryControl,
+    *,
+    beside: Mapping[str, Any] | None = None,
+    progress: loop.Progress | None = None,
+    **options: Any,
+) -> tuple[str, list[int]]:
     """How two steps of three micro-batches ended, and the steps that were saved."""
     batch = SimpleNamespace(num_tokens=10, num_trained=10, weight=10.0)
     batches = SimpleNamespace(steps_per_epoch=4.0, step=lambda _: [batch] * 3)
     said: list[events.Event] = []
-    jobs = loop.Jobs(
-        save=lambda progress: events.Checkpoint(step=progress.step, folder=""),
-        evaluate=lambda look: None,
-        sample=lambda *_: (),
-        between=lambda *_: None,
-    )
+    jobs: dict[str, Any] = {
+        "save": lambda progress: events.Checkpoint(step=progress.step, folder=""),
+        "evaluate": lambda look: None,
+        "sample": lambda *_: (),
+        "between": lambda *_: None,
+    }
     cut = loop.LoopOptions(2, 1e-3, lambda _: 1.0, 100, None, 1e9, **options)
     real = torch.ones(())
     device.update = lambda learning_rate: Updated(real, real, {})  # type: ignore[method-assign]
-    progress = loop.Progress()
-    ended = loop.train(device, batches, cut, jobs, progress=progress, emit=said.append, control=control)  # type: ignore[arg-type]
+    run: Any = (device, batches, cut, loop.Jobs(**{**jobs, **(beside or {})}))
+    ended = loop.train(*run, progress=progress or loop.Progress(), emit=said.append, control=control)
     return ended, [event.step for event in said if isinstance(event, events.Checkpoint)]

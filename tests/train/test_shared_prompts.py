@@ -143,3 +143,20 @@ def test_recorded_steps_share_too(kind: str) -> None:
             steps += [float(updated.loss), float(updated.norm), *map(float, updated.figures.values())]
         found.append(steps)
     assert found[1] == pytest.approx(found[0], rel=1e-4, abs=1e-5)
+
+
+def test_a_model_one_of_whose_layers_is_its_own_shares_nothing() -> None:
+    model = make("llama")
+    norm = model.model.layers[1].post_attention_layernorm
+
+    class Odd(type(norm)):  # type: ignore[misc]
+        def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(super().forward(hidden_states))
+
+    norm.__class__ = Odd
+    model = add_adapter(model, AdapterSpec(r=4), seed=0)
+    partly = Built(model.train(), None, None, apply(model))  # type: ignore[arg-type]
+    assert partly.patch is not None
+    assert {"layers.0", "head"} <= partly.patch.report.taken.keys()
+    assert "layers.1" in partly.patch.report.left
+    assert not can_share(partly)

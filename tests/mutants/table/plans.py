@@ -1,0 +1,79 @@
+"""Plans: what is reckoned, said and refused before a run."""
+
+from tests.mutants.mutant import mutant
+
+_ONCE = "planner/test_abilities.py::test_what_goes_through_a_model_once_is_what_a_pair_begins_with"
+_BACKWARD, _OPTIMIZERS = "planner/test_in_backward.py", "planner/test_optimizers.py"
+
+PLANS = (
+    mutant(
+        "a-heads-pairs-share-their-prompts",
+        "planner/done_once.py",
+        "return method.pairwise and not method.head and bool(",
+        "return method.pairwise and bool(",
+        _ONCE,
+    ),
+    mutant(
+        "a-pack-with-two-pairs-shares-prompts",
+        "planner/done_once.py",
+        "2 * data.tokens_total > tokens",
+        "3 * data.tokens_total > tokens",
+        _ONCE,
+    ),
+    mutant(
+        "what-would-fit-is-the-largest-way",
+        "planner/in_backward.py",
+        "return min(found, key=lambda one: one[2].memory.total)",
+        "return max(found, key=lambda one: one[2].memory.total)",
+        f"{_BACKWARD}::test_what_a_refusal_says_it_needs_is_enough_and_less_is_not",
+    ),
+    mutant(
+        "all-weights-are-said-to-be-rounded",
+        "planner/in_backward.py",
+        'if setup.dtype == "bf16":',
+        "if True:",
+        f"{_BACKWARD}::test_only_16_bit_weights_are_said_to_be_rounded",
+    ),
+    mutant(
+        "columns-are-as-wide-as-their-narrowest",
+        "planner/ways.py",
+        "widths = [max(len(row[column])",
+        "widths = [min(len(row[column])",
+        f"{_BACKWARD}::test_the_tables_columns_stand_below_their_heads",
+    ),
+    mutant(
+        "single-tokens-train-no-embedding",
+        "planner/optimizers.py",
+        '{"embedding"} if adapter.trainable_token_indices else set()',
+        "set()",
+        f"{_OPTIMIZERS}::test_a_rate_is_taken_where_its_part_is_trained",
+    ),
+    mutant(
+        "a-constant-rate-knows-no-way-to-warm-up",
+        "planner/optimizers.py",
+        'way = ": `constant_with_warmup` has one" if spec.lr_scheduler_type == "constant" else ""',
+        'way = ""',
+        f"{_OPTIMIZERS}::test_a_warm_up_that_a_schedule_has_not_is_said_and_where_there_is_one",
+    ),
+    mutant(
+        "nothing-is-said-to-be-rounded",
+        "planner/planner.py",
+        "model.stacked if best.weights.quantised else 0,",
+        "model.stacked if best.weights.shards else 0,",
+        "planner/test_planner.py::test_what_is_rounded_is_said_of_rounded_weights_alone",
+    ),
+    mutant(
+        "a-limit-of-nothing-is-said",
+        "planner/planner.py",
+        "[memory] * bool(device.cap)",
+        "[memory]",
+        "planner/test_planner.py::test_a_limit_is_said_where_there_is_one",
+    ),
+    mutant(
+        "one-machine-has-links-to-others",
+        "planner/spread.py",
+        "        if self.machines > 1:\n            links +=",
+        "        if True:\n            links +=",
+        "planner/test_spread.py::test_links_are_named_that_there_are",
+    ),
+)
