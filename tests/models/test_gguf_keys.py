@@ -5,14 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from tests.fuzz.gguf import good
+from nbtune.errors import SpecError
+from nbtune.models.gguf_file.configs import config_of
+from nbtune.models.gguf_file.header import read_header
+from tests.fuzz.gguf import Pieces, good
 from tests.support.families import GELU_LIMIT
 from tests.support.family_cases import CASES
-from tests.support.gguf_keys import Outcome, Probe, same
+from tests.support.gguf_keys import REAL, WHOLE, Outcome, Probe, same
 
 # What was read otherwise, of a family each.
 ONCE = {
@@ -31,9 +35,26 @@ ONCE = {
     "lfm 2": "sliding_window",
     "dots 1": "gating",
     "nemotron 3": "weights_norm",
+    "apertus": "freq_base",
+    "deepseek v3": "attn_factor",
+    "olmo": "norm_epsilon",
+    "hunyuan dense": "alpha",
+    "falcon mamba": "epsilon",
+    "lfm 2 moe": "gating|group",
+    "minimax m2": "gating|group",
+    "phi 3 long": "attn_factor",
 }
 
-OFTEN = ("gemma 2", "granite", "mpt", "lfm 2")
+# What is refused by its name, without a look at llama.cpp.
+REFUSED: tuple[tuple[str, str, int, Any], ...] = (
+    ("apertus", "rope.freq_base", REAL, 5000.0),
+    ("deepseek v3", "rope.scaling.attn_factor", REAL, 0.5),
+    ("olmo", "attention.layer_norm_epsilon", REAL, 0.5),
+    ("lfm 2 moe", "expert_group_count", WHOLE, 2),
+    ("minimax m2", "expert_gating_func", WHOLE, 1),
+)
+
+OFTEN = ("gemma 2", "granite", "mpt", "lfm 2", "hunyuan dense")
 
 
 @pytest.fixture
@@ -59,6 +80,24 @@ def wrong(family: str, folder: Path, keys: str = "") -> Iterator[Outcome]:
 )
 def test_what_was_read_otherwise_once_is_read_alike_or_refused(family: str, cache: Path) -> None:
     assert not [str(outcome) for outcome in wrong(family, cache, ONCE[family])]
+
+
+@pytest.mark.parametrize(("family", "key", "kind", "now"), REFUSED)
+def test_a_key_that_cannot_be_read_alike_is_refused_by_its_name(
+    family: str, key: str, kind: int, now: Any, tmp_path: Path
+) -> None:
+    pieces, path = Pieces(good(family)), tmp_path / "said.gguf"
+    config_of(read_header(written(pieces, path)))
+    arch = next(value.decode() for named, _, value in pieces.keys if named == b"general.architecture")
+    name = f"{arch}.{key}".encode()
+    pieces.keys = [*(entry for entry in pieces.keys if entry[0] != name), [name, kind, now]]
+    with pytest.raises(SpecError, match=re.escape(name.decode())):
+        config_of(read_header(written(pieces, path)))
+
+
+def written(pieces: Pieces, path: Path) -> Path:
+    path.write_bytes(pieces.whole())
+    return path
 
 
 @pytest.mark.slow

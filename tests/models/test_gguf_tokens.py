@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from nbtune import models
 from nbtune.errors import SpecError
 from tests.fuzz.gguf import LIST, TEXT, Pieces, good
+from tests.support.gguf_tokens import FLAG, WHOLE, TokenProbe, call, same, say, set_kind
 from tests.support.llama import LlamaOracle, llama_library
 from tests.support.tiny_models import strings
 
 BYTES, PIECES = "llama 3, smollm, deepseek distilled", "llama 2, codellama, yi"
-FLAG, WHOLE = 7, 4
 NORMAL, CONTROL, USER = 1, 3, 4
 ENDS = (
     "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>",
@@ -26,59 +25,32 @@ ENDS = (
 )  # fmt: skip
 
 
-def value(pieces: Pieces, key: str) -> Any:
-    return next(entry[2] for entry in pieces.keys if entry[0] == f"tokenizer.ggml.{key}".encode())
-
-
-def said(pieces: Pieces, key: str, kind: int, now: Any) -> None:
-    """Let a file say something else by a key, or nothing."""
-    name = f"tokenizer.ggml.{key}".encode()
-    pieces.keys = [entry for entry in pieces.keys if entry[0] != name]
-    if now is not None:
-        pieces.keys.append([name, kind, now])
-
-
-def kind(pieces: Pieces, token: int, now: int) -> None:
-    value(pieces, "token_type")[1][token] = now
-
-
-def called(pieces: Pieces, texts: tuple[str, ...], now: int) -> None:
-    """Let tokens that are no part of others have other texts, and be of a kind."""
-    tokens, kinds = value(pieces, "tokens")[1], value(pieces, "token_type")[1]
-    alone = [i for i, one in enumerate(tokens) if sum(one in other for other in tokens) == 1]
-    free = [i for i in alone if kinds[i] == NORMAL and len(tokens[i]) > 2]
-    for i, text in zip(free, (text for text in texts if text.encode() not in tokens), strict=False):
-        merges = next((entry[2] for entry in pieces.keys if entry[0] == b"tokenizer.ggml.merges"), [0, []])
-        merges[1][:] = [merge for merge in merges[1] if merge.replace(b" ", b"") != tokens[i]]
-        tokens[i], kinds[i] = text.encode(), now
-
-
 def named(pieces: Pieces, which: str, token: int) -> None:
     """Let a file name another token, which controls."""
-    said(pieces, f"{which}_token_id", WHOLE, token)
-    kind(pieces, token, CONTROL)
+    say(pieces, f"{which}_token_id", WHOLE, token)
+    set_kind(pieces, token, CONTROL)
 
 
 SAYS: dict[str, Callable[[Pieces], None]] = {
-    "begin": lambda p: said(p, "add_bos_token", FLAG, True),
-    "no begin": lambda p: said(p, "add_bos_token", FLAG, False),
-    "begin unsaid": lambda p: said(p, "add_bos_token", FLAG, None),
-    "end": lambda p: said(p, "add_eos_token", FLAG, True),
-    "no space before": lambda p: said(p, "add_space_prefix", FLAG, False),
-    "a space before": lambda p: said(p, "add_space_prefix", FLAG, True),
+    "begin": lambda p: say(p, "add_bos_token", FLAG, True),
+    "no begin": lambda p: say(p, "add_bos_token", FLAG, False),
+    "begin unsaid": lambda p: say(p, "add_bos_token", FLAG, None),
+    "end": lambda p: say(p, "add_eos_token", FLAG, True),
+    "no space before": lambda p: say(p, "add_space_prefix", FLAG, False),
+    "a space before": lambda p: say(p, "add_space_prefix", FLAG, True),
     "another begin": lambda p: named(p, "bos", 307),
     "another end": lambda p: named(p, "eos", 309),
     "end of turn": lambda p: named(p, "eot", 311),
     "end of message": lambda p: named(p, "eom", 312),
     "another unknown": lambda p: named(p, "unknown", 313),
-    "a word of the user's": lambda p: kind(p, 300, USER),
-    "a word that controls": lambda p: kind(p, 300, CONTROL),
-    "words that end": lambda p: called(p, ENDS, CONTROL),
-    "usual words that end": lambda p: called(p, ENDS, NORMAL),
-    "ends of messages": lambda p: called(p, ("<|end|>", "<|return|>"), CONTROL),
-    "ends of harmony": lambda p: called(p, ("<|end|>", "<|return|>", "<|call|>"), CONTROL),
-    "ends of gemma": lambda p: called(p, (*ENDS, "<|tool_response>"), CONTROL),
-    "ends of solar": lambda p: called(p, ("<|end|>", "<|calls|>", "<|flush|>"), CONTROL),
+    "a word of the user's": lambda p: set_kind(p, 300, USER),
+    "a word that controls": lambda p: set_kind(p, 300, CONTROL),
+    "words that end": lambda p: call(p, ENDS, CONTROL),
+    "usual words that end": lambda p: call(p, ENDS, NORMAL),
+    "ends of messages": lambda p: call(p, ("<|end|>", "<|return|>"), CONTROL),
+    "ends of harmony": lambda p: call(p, ("<|end|>", "<|return|>", "<|call|>"), CONTROL),
+    "ends of gemma": lambda p: call(p, (*ENDS, "<|tool_response>"), CONTROL),
+    "ends of solar": lambda p: call(p, ("<|end|>", "<|calls|>", "<|flush|>"), CONTROL),
 }
 
 
@@ -102,15 +74,53 @@ def test_a_key_of_the_tokenizer_is_read_as_llama_cpp_reads_it(
     assert set(ends if isinstance(ends, list) else [ends]) == set(info["ends"])
 
 
+# What was read otherwise once: of a file with a vocabulary, the names of changes.
+ONCE = {
+    "bytes": (
+        "general.name = phi3", "'<|fim_prefix|>' of kind 1", "'<MID>' of kind 5", "'<|channel|>' of kind 1",
+        "fim_pad_token_id = 300", "fim_rep_token_id = 7", "eos_token_id = None", "padding_token_id = 7",
+        "a byte of kind 2", "no text", "pre = falcon", "pre = deepseek-coder", "pre = tekken", "pre = gpt-4o",
+        "pre = lfm2", "pre = glm4", "pre = seed-coder",
+    ),
+    "pieces": (
+        "general.name = Phi-3 mini", "scores alike", "scores in pairs", "every eighth of kind 4",
+        "every eighth of kind 5", "unknown_token_id = 7", "the begin of kind 1", "'▁▁' of kind 4",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("vocabulary", ONCE)
+def test_what_was_read_otherwise_once_is_read_alike_or_refused(
+    vocabulary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NBTUNE_CACHE", str(tmp_path / "cache"))
+    with TokenProbe(vocabulary, tmp_path) as probe:
+        seen = list(probe.all(ONCE[vocabulary].__contains__))
+    assert not [str(outcome) for outcome in seen if not same(outcome)]
+    assert len(seen) == len(ONCE[vocabulary])
+    assert {outcome.how for outcome in seen} == {"alike", "refused"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vocabulary", ONCE)
+def test_every_key_and_token_is_read_alike_or_refused(
+    vocabulary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NBTUNE_CACHE", str(tmp_path / "cache"))
+    with TokenProbe(vocabulary, tmp_path) as probe:
+        assert not [str(outcome) for outcome in probe.all() if not same(outcome)]
+
+
 @pytest.mark.parametrize("which", ["bos", "eos"])
 def test_a_token_beside_each_text_must_be_named(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """llama.cpp takes the eleventh then, whatever that is."""
+    """llama.cpp takes token 11 then, here an ordinary word."""
     monkeypatch.setenv("NBTUNE_CACHE", str(tmp_path / "cache"))
     pieces, path = Pieces(good(BYTES)), tmp_path / "said.gguf"
-    said(pieces, f"add_{which}_token", FLAG, True)
-    said(pieces, f"{which}_token_id", WHOLE, None)
+    say(pieces, f"add_{which}_token", FLAG, True)
+    say(pieces, f"{which}_token_id", WHOLE, None)
     path.write_bytes(pieces.whole())
-    with pytest.raises(SpecError, match=f"add_{which}_token.*does not say which"):
+    unsaid = {"bos": "add_bos_token.*does not say which", "eos": "has no tokenizer.ggml.eos_token_id"}
+    with pytest.raises(SpecError, match=unsaid[which]):
         models.resolve(str(path), weights=False)
 
 

@@ -184,7 +184,8 @@ class Probe:
             yield from ((LIST, [FLAG, [bool(one) for one in some]]) for some in (turns, [1 - i for i in turns]))
         elif kind == REAL:
             reals = [0.5 * single, 2.0 * single] if single else []
-            usual = (20000.0, 1e6) if "freq_base" in key else (0.0, 8.0) if "cap" in key else (0.0, 0.5, 1.0, 8.0)
+            most = 4.0 if "attn_factor" in key else 8.0  # by 64 times the products llama.cpp's GELU shows, too
+            usual = (20000.0, 1e6) if "freq_base" in key else (0.0, 8.0) if "cap" in key else (0.0, 0.5, 1.0, most)
             yield from ((REAL, one) for one in dict.fromkeys((*reals, *usual)))
             yield LIST, [REAL, [0.5 + 0.5 * i for i in range(many)]]
         else:

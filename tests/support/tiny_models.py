@@ -113,13 +113,13 @@ def split(pattern: str) -> Any:
     return pre_tokenizers.Split(Regex(pattern), "isolated")
 
 
-def sentencepiece_like(*, prefix: bool, vocab: int = 600) -> Tokenizer:
-    """A BPE tokenizer over "▁"-marked text with byte fallback, as Llama 2 and Gemma have it."""
+def sentencepiece_like(*, prefix: bool, vocab: int = 600, texts: list[str] | None = None) -> Tokenizer:
+    """A BPE tokenizer over "▁"-marked text with byte fallback, as Llama 2 and Gemma have it, trained on `texts`."""
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     train = Tokenizer(models.BPE())
     train.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     trainer = trainers.BpeTrainer(vocab_size=vocab - len(tokens), show_progress=False)
-    train.train_from_iterator([" ".join(_WORDS), *corpus(200)], trainer)
+    train.train_from_iterator(texts or [" ".join(_WORDS), *corpus(200)], trainer)
     learnt = json.loads(train.to_str())["model"]
     known = {token: i for i, token in enumerate(tokens)}
     singles = [t for t in learnt["vocab"] if len(t) == 1]

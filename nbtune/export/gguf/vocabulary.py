@@ -12,7 +12,7 @@ from typing import Any
 from nbtune.data.tokenize.terminators import ends_of
 from nbtune.errors import ExportError
 from nbtune.export.gguf.sentencepiece import first_difference
-from nbtune.models.gguf_file.pretokenizers import NEARLY, pre_of
+from nbtune.models.gguf_file.pretokenizers import pre_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
@@ -149,9 +149,9 @@ def _pairs(body: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _byte_level_bpe(vocabulary: Vocabulary, body: dict[str, Any], place: str) -> None:
-    vocabulary.pre = pre_of(body, place)
-    if vocabulary.pre in NEARLY:
-        vocabulary.notes.append(NEARLY[vocabulary.pre])
+    vocabulary.pre, note = pre_of(body, place)
+    if note:
+        vocabulary.notes.append(note)
     vocabulary.merges = [f"{left} {right}" for left, right in _pairs(body)]
     normalizer = body.get("normalizer")
     if normalizer:

@@ -245,6 +245,7 @@ def _starcoder(keys: Keys) -> dict[str, Any]:
 
 
 def _olmo(keys: Keys) -> dict[str, Any]:
+    mixtures.see_epsilon(keys, "attention.layer_norm_epsilon")
     return {"clip_qkv": keys.real("attention.clamp_kqv", 0.0) or None}
 
 
@@ -295,7 +296,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "dots1": Architecture("dots1", mixtures.dots),
     "ernie4_5-moe": Architecture("ernie4_5_moe", mixtures.ernie),
     "glm4moe": Architecture("glm4_moe", mixtures.glm4),
-    "hunyuan-dense": Architecture("hunyuan_v1_dense", mixtures.biases),
+    "hunyuan-dense": Architecture("hunyuan_v1_dense", mixtures.hunyuan_dense),
     "hunyuan-moe": Architecture("hunyuan_v1_moe", mixtures.hunyuan),
     "jais2": Architecture("jais2", _relu2, layer_norm=True),
     "minimax-m2": Architecture("minimax_m2", mixtures.minimax),

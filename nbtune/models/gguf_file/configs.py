@@ -11,7 +11,7 @@ from nbtune.models.gguf_file.architectures import ARCHITECTURES, Architecture
 from nbtune.models.gguf_file.header import GgufHeader, refused
 from nbtune.models.gguf_file.keys import Keys
 from nbtune.models.gguf_file.rotary import TENSORS, rope_parameters
-from nbtune.models.gguf_file.unread import refuse_unread
+from nbtune.models.gguf_file.unread import refuse_groups, refuse_unread
 
 _MOST_CONTEXT = 1 << 27  # tokens
 _EPSILONS = ("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")  # what classes call that of their LayerNorms
@@ -34,6 +34,7 @@ def config_of(header: GgufHeader) -> tuple[Any, Architecture]:
         raise refused(header.place, f"its {keys.arch}.attention.causal is no: each token sees those behind it, too")
     refuse_unread(keys)
     settings = {**_common(keys, architecture), **architecture.more(keys)}
+    refuse_groups(keys, settings)
     refuse_odd_numbers(settings, str(header.place))
     from transformers import CONFIG_MAPPING
 

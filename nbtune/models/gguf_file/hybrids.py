@@ -9,7 +9,7 @@ from typing import Any
 
 from nbtune.models.gguf_file.header import refused
 from nbtune.models.gguf_file.keys import Keys
-from nbtune.models.gguf_file.mixtures import TURNS, experts, granite
+from nbtune.models.gguf_file.mixtures import SIGMOID, TURNS, experts, gating, granite
 from nbtune.models.gguf_file.rotary import rope_parameters
 from nbtune.models.gguf_file.unread import SECTIONS
 
@@ -20,9 +20,11 @@ _GRANITES = ("embedding_scale", "residual_scale", "logit_scale", "attention.scal
 def mamba(keys: Keys) -> dict[str, Any]:
     """Return a Mamba's, or a Falcon Mamba's, which normalises what its states are made of."""
     inner = keys.whole("ssm.inner_size")
-    kind = {"model_type": "falcon_mamba"} if keys.flag("ssm.dt_b_c_rms", False) else {}
+    common, kind = _state_model(keys), {}
+    if keys.flag("ssm.dt_b_c_rms", False):
+        kind = {"model_type": "falcon_mamba", "mixer_rms_eps": common["layer_norm_epsilon"]}
     return {
-        **kind, **_state_model(keys), "intermediate_size": inner, "expand": inner // max(keys.hidden, 1),
+        **kind, **common, "intermediate_size": inner, "expand": inner // max(keys.hidden, 1),
         "time_step_rank": keys.whole("ssm.time_step_rank"),
     }  # fmt: skip
 
@@ -104,6 +106,7 @@ def lfm2(keys: Keys) -> dict[str, Any]:
 
 
 def lfm2_moe(keys: Keys) -> dict[str, Any]:
+    gating(keys, (SIGMOID,))
     return {
         **lfm2(keys), **experts(keys), "num_dense_layers": keys.whole("leading_dense_block_count", 0),
         "norm_topk_prob": True, "use_expert_bias": True, "routed_scaling_factor": 1.0,

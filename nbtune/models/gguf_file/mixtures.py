@@ -13,7 +13,7 @@ from nbtune.models.gguf_file.rotary import rope_parameters
 CHUNK_LLAMA4 = 8192  # tokens of a chunk of its text, and from how many on far queries grow: llama.cpp has it in itself
 UNNORMED_LLAMA4 = 128  # experts of the Llama 4 whose queries and keys are not normed
 _LEAST_EPSILON, _MOST_EPSILON = 1e-7, 1.1e-5  # beside 1e-6, which transformers has for norms of latent vectors
-_SOFTMAX, _SIGMOID = 1, 2  # llama.cpp's number for routers that weigh by one
+_SOFTMAX, SIGMOID = 1, 2  # llama.cpp's number for routers that weigh by one
 _UNCLIPPED = 1e9  # of a DBRX, which always clips
 TURNS = "rope.scaling.finetuned"
 DEEPSEEK_BITS = 6  # digits to which a factor is rounded that was written as one of ten in half of fp64
@@ -106,7 +106,16 @@ def granite_moe(keys: Keys) -> dict[str, Any]:
 
 
 def minimax(keys: Keys) -> dict[str, Any]:
+    gating(keys, (SIGMOID,))
     return {**_local(keys), "pad_token_id": None}
+
+
+def hunyuan_dense(keys: Keys) -> dict[str, Any]:
+    """Return the rotary base as alpha stretches it, too."""
+    rope = rope_parameters(keys.header, keys.head_dim, keys.whole("context_length"))
+    if (alpha := keys.real("rope.scaling.alpha", 0.0)) > 0:
+        rope["rope_theta"] *= alpha ** (keys.head_dim / max(keys.head_dim - 2, 1))
+    return {**biases(keys), "rope_parameters": rope}
 
 
 def hunyuan(keys: Keys) -> dict[str, Any]:
@@ -149,13 +158,13 @@ def deepseek(keys: Keys) -> dict[str, Any]:
     """
     rotary, context = keys.whole("rope.dimension_count"), keys.whole("context_length")
     latent = "_mla" if keys.has("attention.key_length_mla") and keys.has("attention.value_length_mla") else ""
-    third = gating(keys, (_SOFTMAX, _SIGMOID)) == _SIGMOID
+    third = gating(keys, (_SOFTMAX, SIGMOID)) == SIGMOID
     rope = rope_parameters(keys.header, rotary, context)
     rope |= _latent_scaling(keys, rope)
     heads = keys.whole("attention.head_count")
     kind: dict[str, Any] = {"model_type": "deepseek_v3", "first_k_dense_replace": keys.layers}  # no experts
     if keys.whole("expert_count", 0):
-        kind = {"model_type": "deepseek_v3" if third else "deepseek_v2", **_routed(keys, (_SOFTMAX, _SIGMOID))}
+        kind = {"model_type": "deepseek_v3" if third else "deepseek_v2", **_routed(keys, (_SOFTMAX, SIGMOID))}
         if not third and (odd := _beyond_greedy(kind)):
             raise refused(keys.header.place, f"its {keys.arch}.{odd} is more than a deepseek_v2 weighs by")
         kind |= {} if third else {"topk_method": "greedy"}
@@ -173,7 +182,7 @@ def deepseek(keys: Keys) -> dict[str, Any]:
     }
 
 
-def _see_epsilon(keys: Keys, key: str) -> None:
+def see_epsilon(keys: Keys, key: str) -> None:
     """Refuse an epsilon that is not near the one which transformers has in a class, whatever its config says."""
     if not _LEAST_EPSILON <= keys.real(key) <= _MOST_EPSILON:
         raise refused(keys.header.place, f"its {keys.arch}.{key} is not that of all of its norms", "Name its Hub id.")
@@ -181,12 +190,15 @@ def _see_epsilon(keys: Keys, key: str) -> None:
 
 def _latent_scaling(keys: Keys, rope: Mapping[str, Any]) -> dict[str, float]:
     """Return by how much yarn scales attention to latent vectors, whose norms are seen to be transformers', too."""
-    _see_epsilon(keys, "attention.layer_norm_rms_epsilon")
+    see_epsilon(keys, "attention.layer_norm_rms_epsilon")
     if rope["rope_type"] not in ("default", "yarn") or rope.get("factor", 1.0) < 1:
         said = f"{keys.arch}.rope.scaling.type, its factor or rope.scale_linear"
         raise refused(keys.header.place, f"its {said} scales attention, too", "Name its Hub id.")
     if rope["rope_type"] != "yarn":
         return {}
+    if "attention_factor" in rope:
+        said = f"{keys.arch}.rope.scaling.attn_factor"
+        raise refused(keys.header.place, f"its {said} scales products of queries and keys, too", "Name its Hub id.")
     factor = keys.real("rope.scaling.yarn_log_multiplier", 0.0)
     if not factor:
         said = f"{keys.arch}.rope.scaling.yarn_log_multiplier"
@@ -211,7 +223,7 @@ def gating(keys: Keys, known: tuple[int, ...]) -> int:
 
 
 def minicpm3(keys: Keys) -> dict[str, Any]:
-    _see_epsilon(keys, "attention.layer_norm_rms_epsilon")
+    see_epsilon(keys, "attention.layer_norm_rms_epsilon")
     rotary, heads = keys.whole("rope.dimension_count"), keys.whole("attention.head_count")
     return {
         "num_key_value_heads": heads,
@@ -259,7 +271,7 @@ def _local(keys: Keys) -> dict[str, Any]:
     }
 
 
-def _routed(keys: Keys, known: tuple[int, ...] = (_SIGMOID,)) -> dict[str, Any]:
+def _routed(keys: Keys, known: tuple[int, ...] = (SIGMOID,)) -> dict[str, Any]:
     gating(keys, known)
     found = experts(keys)
     groups = keys.whole("expert_group_count", 1) or 1
@@ -276,7 +288,7 @@ def _routed(keys: Keys, known: tuple[int, ...] = (_SIGMOID,)) -> dict[str, Any]:
 
 
 def dbrx(keys: Keys) -> dict[str, Any]:
-    _see_epsilon(keys, "attention.layer_norm_epsilon")
+    see_epsilon(keys, "attention.layer_norm_epsilon")
     heads = keys.whole("attention.head_count")
     found = experts(keys)
     return {

@@ -41,6 +41,28 @@ DEEPSEEK_V3 = (
 )
 DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", r"[一-龥ࠀ-一가-퟿]+")
 
+# As llama.cpp itself splits, where that is not quite what those tokenizers do: its letters are of two cases in ASCII
+# only, it takes every space for one, and to it Falcon's runs of punctuation are one step.
+_UP, _LOW = r"(?:(?=\p{L})[^a-z])", r"(?:(?=\p{L})[^A-Z])"
+_SHORT_SPELLED = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])?"
+O200K_SPELLED = rf"{_LEAD}{_UP}*{_LOW}+{_SHORT_SPELLED}|{_LEAD}{_UP}+{_LOW}*{_SHORT_SPELLED}|" r"\p{N}{1,3}|" + _SLASH
+TEKKEN_SPELLED = rf"{_LEAD}{_UP}*{_LOW}+|{_LEAD}{_UP}+{_LOW}*|" r"\p{N}|" + _SLASH
+DEEPSEEK_CODER_SPELLED = (*DEEPSEEK_CODER[:-1], r"(?:(?!\s)[一-龥ࠀ-一가-퟿])+")
+FALCON_SPELLED = r"[\p{P}$+<=>^~|`]+"
+SEED = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+JAIS2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    + "|".join(rf"\s{{{many}}}(?!\S)" for many in ("512", "256", "128", "64", "32", "16", "8", "4", "1,2"))
+    + r"|\s{1}"
+)
+EXAONE_MOE = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+
 Step = tuple[str, ...]
 
 
@@ -94,24 +116,37 @@ KNOWN: dict[tuple[tuple[Step, ...], bool], str] = {
     (_split(TEKKEN), True): "tekken",
     ((*_split(*DEEPSEEK_CODER)[:-1], _EACH, _BYTES), False): "deepseek-coder",
     ((("Punctuation", "Contiguous"), _WITH_REGEX, _RUNS, ("Split", "[0-9][0-9][0-9]", "Isolated")), False): "falcon",
+    (_split(SEED), False): "seed-coder",
+    (_split(JAIS2), False): "jais-2",
+    (_split(EXAONE_MOE), False): "exaone-moe",
+}
+# By which a file of that name is read, and exported again.
+EXACT: dict[tuple[tuple[Step, ...], bool], str] = {
+    (_split(O200K_SPELLED), False): "gpt-4o",
+    (_split(TEKKEN_SPELLED), True): "tekken",
+    ((*_split(*DEEPSEEK_CODER_SPELLED)[:-1], _EACH, _BYTES), False): "deepseek-coder",
+    ((("Split", FALCON_SPELLED, "Isolated"), _WITH_REGEX, ("Split", "[0-9][0-9][0-9]", "Isolated")), False): "falcon",
 }
 
 NEARLY: dict[str, str] = {
     "falcon": "text with symbols and unusual punctuation may get other tokens in llama.cpp",
     "gpt-4o": "text with rare combining marks may get other tokens in llama.cpp",
     "tekken": "text with rare combining marks may get other tokens in llama.cpp",
+    "deepseek-coder": "text with wide spaces may get other tokens in llama.cpp",
 }
 """Names whose splitting was seen to differ on a few odd strings, and what to say about it."""
 
 
-def pre_of(tokenizer: dict[str, Any], place: str) -> str:
-    """Return the name for a byte-level BPE tokenizer.json.
+def pre_of(tokenizer: dict[str, Any], place: str) -> tuple[str, str]:
+    """Return the name for a byte-level BPE tokenizer.json, and what its user should know.
 
     Raises:
         ExportError: none is known that splits the same way.
     """
     steps = steps_of(tokenizer.get("pre_tokenizer"))
     ignore_merges = bool(tokenizer["model"].get("ignore_merges"))
+    if exact := EXACT.get((steps, ignore_merges)):
+        return exact, ""
     name = KNOWN.get((steps, ignore_merges))
     if name is None:
         shown = " + ".join(" ".join(step) for step in steps) or "nothing"
@@ -120,25 +155,26 @@ def pre_of(tokenizer: dict[str, Any], place: str) -> str:
             place=place,
             fix="export the merged safetensors or the adapter; a GGUF would read text as other tokens.",
         )
-    return name
+    return name, NEARLY.get(name, "")
 
 
 # What llama.cpp's other names split by, too.
 _ALIASES = {
     "llama3": "llama-bpe",
     "llama-v3": "llama-bpe",
-    "falcon3": "llama-bpe",
-    "deepseek-r1-qwen": "qwen2",
-    "stablelm2": "qwen2",
-    "hunyuan": "qwen2",
-    "phi-2": "gpt-2",
-    "mpt": "gpt-2",
-    "olmo": "gpt-2",
-    "starcoder": "smollm",
-    "refact": "smollm",
-    "command-r": "smollm",
-    "exaone": "smollm",
-    "smaug-bpe": "dbrx",
+    **dict.fromkeys(("falcon3", "falcon-h1", "lfm2", "midm-2.0", "pixtral"), "llama-bpe"),
+    **dict.fromkeys(("deepseek-r1-qwen", "hunyuan", "kormo", "megrez", "solar-open", "stablelm2"), "qwen2"),
+    **dict.fromkeys(
+        ("a.x-4.0", "exaone4", "gigachat", "granite-docling", "jais", "mellum", "mpt", "olmo", "phi-2"), "gpt-2"
+    ),
+    **dict.fromkeys(("codeshell", "command-r", "exaone", "minerva-7b", "refact", "starcoder"), "smollm"),
+    **dict.fromkeys(("chatglm-bpe", "glm4", "smaug-bpe"), "dbrx"),
+    **dict.fromkeys(("hunyuan-dense", "joyai-llm"), "deepseek-v3"),
+    **dict.fromkeys(("kanana2", "llama4", "minimax-m2"), "gpt-4o"),
+    **dict.fromkeys(("gpt3-finnish", "poro-chat"), "bloom"),
+    "grok-2": "qwen2",
+    "mellum2": "smollm",
+    "trillion": "gpt-2",
 }
 
 
@@ -151,7 +187,7 @@ def splitting_of(name: str, place: Path) -> tuple[Any, bool]:
     from tokenizers import Regex, pre_tokenizers
 
     asked = _ALIASES.get(name, name)
-    found = next((key for key, called in KNOWN.items() if called == asked), None)
+    found = next((key for key, called in (EXACT | KNOWN).items() if called == asked), None)
     if found is None:
         raise refused(
             place,

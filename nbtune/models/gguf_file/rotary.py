@@ -121,15 +121,13 @@ def _yarn(header: GgufHeader, factor: float) -> dict[str, Any]:
 
 def _longrope(header: GgufHeader, turned: int, original: int, context: int) -> dict[str, Any]:
     long, short = (_factors(header, name, turned).tolist() for name in (_LONG, _SHORT))
-    scale = context / max(original, 1)
-    usual = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 and original > 1 else 1.0
     return {
         "rope_type": "longrope",
         "long_factor": long,
         "short_factor": short,
-        "factor": scale,
+        "factor": context / max(original, 1),
         "original_max_position_embeddings": original,
-        "attention_factor": header.real(f"{header.arch}.{_ATTENTION}", usual),
+        "attention_factor": header.real(f"{header.arch}.{_ATTENTION}", 1.0),  # llama.cpp computes none
     }
 
 
@@ -155,7 +153,8 @@ def _llama3(header: GgufHeader, found: Any, theta: float) -> dict[str, Any]:
                 return {
                     "rope_type": "llama3", "factor": factor, "original_max_position_embeddings": original, **ends,
                 }  # fmt: skip
-    raise refused(header.place, _NO_SCALING, "Name its Hub id.")
+    beside = f"at a base of {theta:g} ({header.arch}.rope.freq_base)"
+    raise refused(header.place, f"{_NO_SCALING} {beside}", "Name its Hub id.")
 
 
 def llama3_divisors(theta: float, dim: int, factor: float, ends: tuple[float, float], original: int) -> Any:
