@@ -12,11 +12,11 @@ from nbtune.data.sources.resolve import with_template
 from nbtune.data.sources.snapshot import copy_snapshot
 from nbtune.engine import beginnings, job_files, objects, warm_start
 from nbtune.engine.launcher import launched_on
-from nbtune.errors import SpecError
 from nbtune.models.names import refuse_no_models
 from nbtune.planner import Plan
 from nbtune.run import Run, begin
 from nbtune.spec import RunSpec, placing
+from nbtune.spec.idle import refuse_idle
 from nbtune.store import folder as run_folder
 from nbtune.store import run_consent
 from nbtune.store.export_script import spec_to_repeat
@@ -71,9 +71,7 @@ def validate(
 def _named(spec: Spec, fields: dict[str, Any], rows: Any, first_line: int) -> tuple[RunSpec, Mapping[str, Any]]:
     with _placing(spec, first_line):
         run_spec, variables = objects.named(spec, fields, rows, first_line)
-        if idle := run_spec.adapter.idle:  # an older run's spec may say it, and is read
-            fix = "drop it; `unfrozen_parameters` names the weights that are trained, where not all are"
-            raise SpecError(f"`{idle}` changes nothing of adapter `full`", place=f"adapter.{idle}", fix=fix)
+        refuse_idle(run_spec)
         return run_spec, variables
 
 

@@ -66,28 +66,6 @@ def check_warmup(spec: RunSpec, total_steps: int) -> None:
         )
 
 
-def idle(spec: RunSpec) -> list[str]:
-    """Return a sentence for each of the numbers that were written, and that nothing acts on."""
-    written, said = spec.eval.model_fields_set, _idle_warmup(spec)
-    if "threshold" in written and spec.eval.threshold and spec.eval.patience is None:
-        said.append("`eval.threshold` does nothing without `eval.patience`")
-    if not spec.eval.metrics and not spec.eval.must_keep:
-        names = [name for name in ("answer_rows", "max_new_tokens") if name in written]
-        said += [f"`eval.{name}` does nothing without `eval.metrics`" for name in names]
-    return said
-
-
-def _idle_warmup(spec: RunSpec) -> list[str]:
-    if "warmup_ratio" not in spec.model_fields_set or not spec.warmup_ratio:
-        return []
-    if spec.lr_scheduler_type in ("constant", "range_test"):
-        way = ": `constant_with_warmup` has one" if spec.lr_scheduler_type == "constant" else ""
-        return [f"`warmup_ratio` does nothing: the schedule `{spec.lr_scheduler_type}` has no warm-up{way}"]
-    if spec.schedule.warmup_steps is not None:
-        return ["`warmup_ratio` does nothing: `schedule.warmup_steps` stands in its place"]
-    return []
-
-
 def _missing(name: str, why: str, fix: str) -> PlanError:
     return PlanError(f"optimizer `{name}` {why}", place="optim", fix=fix)
 

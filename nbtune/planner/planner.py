@@ -18,9 +18,10 @@ from nbtune.models.abilities import Abilities, Claim, leaks, needs_own_blocks
 from nbtune.models.memory_estimate import frozen_bytes, state_bytes, trainable_parameters
 from nbtune.models.memory_search import Fit, Setup, available, fit, not_parted
 from nbtune.planner.done_once import once_of, said_of_once
+from nbtune.planner.idle import idle
 from nbtune.planner.in_backward import fit_first, said, setups
 from nbtune.planner.learning_rate import rate_of
-from nbtune.planner.optimizers import check_optimizer, check_warmup, idle
+from nbtune.planner.optimizers import check_optimizer, check_warmup
 from nbtune.planner.plan import Plan
 from nbtune.planner.run_length import epochs_of, said_of
 from nbtune.planner.ways import reckon
@@ -82,7 +83,7 @@ def make_plan(
         abilities, micros = _apart(spec, model.turns_at, abilities, micros, reasons)
     packing = _packing(spec, abilities, model.architecture, reasons)
     check_optimizer(spec, model, device)
-    reasons += idle(spec)
+    reasons += idle(spec, model.kinds, held=bool(data.eval_rows))
     if not data.eval_rows and (spec.eval.patience or spec.eval.load_best):
         raise PlanError(
             "no rows are held out, so the best weights cannot be told from the last ones",

@@ -304,8 +304,10 @@ def does_something(runs: Runs, run: Any, row: Row, chance: random.Random) -> str
     other.free()
     if not same:
         return None
-    said = [event.message for event in run.events() if isinstance(event, events.Warning)]
-    return f"{factor} {row[factor]} changes nothing (said: {[*run.plan.reasons, *said]})"
+    said = [*run.plan.reasons, *(event.message for event in run.events() if isinstance(event, events.Warning))]
+    if any("does nothing" in sentence for sentence in said):
+        return None
+    return f"{factor} {row[factor]} changes nothing (said: {said})"
 
 
 CHECKS = (

@@ -9,6 +9,7 @@ import pytest
 
 from nbtune.errors import PlanError
 from nbtune.planner import Plan, make_plan
+from nbtune.planner.idle import idle
 from nbtune.spec import from_mapping
 from nbtune.spec.learning import OPTIMIZERS
 from tests.planner.test_planner import LLAMA_8B, _card, _data
@@ -106,6 +107,50 @@ def test_numbers_of_an_evaluation_that_nothing_reads_are_said(told: dict[str, An
     reasons = planned(eval={"split": 0.5, **told}).reasons
     assert [reason for reason in reasons if "does nothing" in reason and says and says in reason] or not says
     assert says or not any("does nothing" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"lr_scheduler_type": "polynomial"}, ["`lr_scheduler_type: polynomial`"]),
+        ({"lr_scheduler_type": "polynomial", "schedule": {"power": 2}}, []),
+        ({"lr_scheduler_type": "cosine_with_restarts", "schedule": {"cycles": 1}}, ["`lr_scheduler_type: cosine_"]),
+        ({"lr_scheduler_type": "cosine_with_restarts", "schedule": {"cycles": 2}}, []),
+        ({"method": "dpo", "loss": "robust"}, ["`loss.type: robust`"]),
+        ({"method": "dpo", "loss": {"type": "robust", "label_smoothing": 0.1}}, []),
+        (
+            {"method": "distill", "teacher": "a/b", "loss": {"alpha": 1, "temperature": 2}},
+            ["`teacher`", "`loss.temper"],
+        ),
+        ({"method": "distill", "teacher": "a/b", "loss": {"alpha": 0.9, "temperature": 2}}, []),
+        ({"start_from": "demo", "adapter": {"init_lora_weights": "gaussian"}}, ["`init_lora_weights: gaussian`"]),
+        ({"start_from": "demo", "adapter": {"init_lora_weights": "pissa"}}, []),
+        ({"adapter": {"init_lora_weights": "gaussian"}}, []),
+        ({"mix": {"temperature": 2, "stop": "once"}}, ["`mix.temperature`", "`mix.stop`"]),
+        ({"mix": {"by": "times"}, "data": [{"source": "rows", "weight": 2}]}, []),
+        ({"data": [{"source": "rows", "weight": 2}]}, ["`data.weight`"]),
+        ({"data": [{"source": "rows", "weight": 2}, "more"], "mix": {"by": "tokens"}}, []),
+        ({"order": "in_turn"}, ["`order: in_turn`"]),
+        ({"order": "in_turn", "data": ["rows", "more"]}, []),
+        ({"eval": {"every": 5, "max_rows": 9, "split": 0}}, ["`eval.every`", "`eval.max_rows`"]),
+        ({"optim": "muon", "optim_args": {"beta1": 0.8, "eps": 1e-6}}, ["`optim_args.beta1`", "`optim_args.eps`"]),
+        ({"optim": "muon", "optim_args": {"momentum": 0.8}}, []),
+    ],
+)
+def test_what_is_written_and_changes_nothing_is_said(fields: dict[str, Any], says: list[str]) -> None:
+    spec = from_mapping({"data": "rows", "steps": 3, **fields})
+    told = idle(spec, ("lora_b", "matrix"), held=spec.eval.split != 0)
+    assert len(told) == len(says), told
+    for said, start in zip(told, says, strict=True):
+        assert said.startswith(start)
+        assert " does nothing" in said
+    assert not idle(from_mapping({"data": "rows"}), ("lora_b", "matrix"))
+
+
+def test_betas_of_muon_are_of_what_is_no_matrix() -> None:
+    spec = from_mapping({"data": "rows", "optim": "muon", "optim_args": {"beta2": 0.9}})
+    assert not idle(spec, ("lora_b", "matrix", "embedding"))
+    assert not idle(spec)
 
 
 def test_a_warm_up_that_lasts_as_long_as_the_run_is_refused_also_where_epochs_say_how_long() -> None:

@@ -106,6 +106,15 @@ def test_a_role_that_no_row_is_read_with_is_refused(train_on: list[str], words: 
         from_mapping({"data": "rows", "train_on": good})
 
 
+@pytest.mark.parametrize("ask", [nbtune.plan, nbtune.validate, nbtune.finetune])
+def test_a_format_that_the_adapter_overrules_is_refused(ask):
+    rows = [{"prompt": "Hi", "completion": "Ahoy!"}]
+    for weights in ("fp8", "16bit"):
+        with pytest.raises(SpecError, match=f"`weights: {weights}` changes nothing of adapter `qlora`"):
+            ask({"adapter": "qlora", "weights": weights, "steps": 1}, data=rows)
+    assert nbtune.validate({"adapter": "qlora", "weights": "nf4", "steps": 1}, data=rows).weights == "nf4"
+
+
 @pytest.mark.parametrize("said", [{"r": 8}, {"alpha": 4}, {"dropout": 0.1}, {"target_modules": ["q_proj"]}])
 @pytest.mark.parametrize("ask", [nbtune.plan, nbtune.validate, nbtune.finetune])
 def test_what_full_training_would_ignore_is_refused(ask, said):
