@@ -50,7 +50,7 @@ PLANS = (
     ),
     mutant(
         "a-constant-rate-knows-no-way-to-warm-up",
-        "planner/optimizers.py",
+        "planner/idle.py",
         'way = ": `constant_with_warmup` has one" if spec.lr_scheduler_type == "constant" else ""',
         'way = ""',
         f"{_OPTIMIZERS}::test_a_warm_up_that_a_schedule_has_not_is_said_and_where_there_is_one",
