@@ -14,14 +14,18 @@ _OF_MATRICES = {"matrix", "lora_b"}
 _ADAMS = ("beta1", "beta2", "eps")
 
 
-def idle(spec: RunSpec, kinds: Collection[str] = (), *, held: bool = True) -> list[str]:
+def idle(spec: RunSpec, kinds: Collection[str] = (), *, held: bool = True, chats: bool = True) -> list[str]:
     """Return a sentence for each of the values that were written, and that change nothing.
 
     Args:
         kinds: of what is trained (`nbtune.models.parameter_kinds`); none: that is not known.
         held: rows are held out.
+        chats: some rows are conversations.
     """
     said = [*_of_warmup(spec), *_of_schedule(spec), *_of_evaluation(spec, held=held), *_of_loss(spec), *_of_data(spec)]
+    said += [] if chats else _of_chats(spec)
+    if spec.train_on == "all" and spec.terminators != "turn":
+        said.append("`terminators` does nothing: with `train_on: all` every token is learnt")
     if spec.optim == "muon" and kinds and {*kinds} <= _OF_MATRICES:
         why = "of muon it is for what is no matrix of a block, and nothing else is trained"
         said += [
@@ -77,6 +81,15 @@ def _of_loss(spec: RunSpec) -> list[str]:
         told = ["teacher", *(f"loss.{name}" for name in ("temperature", "top_k") if getattr(loss, name) is not None)]
         return [f"`{name}` does nothing: `loss.alpha` is 1, the rows alone are learnt" for name in told]
     return []
+
+
+def _of_chats(spec: RunSpec) -> list[str]:
+    set_here = {
+        "thinking": spec.thinking != "keep",
+        "terminators": spec.terminators != "turn" and spec.train_on != "all",
+        "train_on": spec.train_on not in ("answers", "all"),
+    }
+    return [f"`{key}` does nothing: no row is a conversation" for key, is_set in set_here.items() if is_set]
 
 
 def _of_data(spec: RunSpec) -> list[str]:

@@ -83,7 +83,7 @@ def make_plan(
         abilities, micros = _apart(spec, model.turns_at, abilities, micros, reasons)
     packing = _packing(spec, abilities, model.architecture, reasons)
     check_optimizer(spec, model, device)
-    reasons += idle(spec, model.kinds, held=bool(data.eval_rows))
+    reasons += idle(spec, model.kinds, held=bool(data.eval_rows), chats=data.chats is not False)
     if not data.eval_rows and (spec.eval.patience or spec.eval.load_best):
         raise PlanError(
             "no rows are held out, so the best weights cannot be told from the last ones",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import nbtune
 from nbtune.errors import PlanError
 from nbtune.planner import Plan, make_plan
 from nbtune.planner.idle import idle
@@ -135,6 +136,8 @@ def test_numbers_of_an_evaluation_that_nothing_reads_are_said(told: dict[str, An
         ({"eval": {"every": 5, "max_rows": 9, "split": 0}}, ["`eval.every`", "`eval.max_rows`"]),
         ({"optim": "muon", "optim_args": {"beta1": 0.8, "eps": 1e-6}}, ["`optim_args.beta1`", "`optim_args.eps`"]),
         ({"optim": "muon", "optim_args": {"momentum": 0.8}}, []),
+        ({"train_on": "all", "terminators": "none"}, ["`terminators`"]),
+        ({"train_on": "last_answer", "terminators": "none"}, []),
     ],
 )
 def test_what_is_written_and_changes_nothing_is_said(fields: dict[str, Any], says: list[str]) -> None:
@@ -145,6 +148,17 @@ def test_what_is_written_and_changes_nothing_is_said(fields: dict[str, Any], say
         assert said.startswith(start)
         assert " does nothing" in said
     assert not idle(from_mapping({"data": "rows"}), ("lora_b", "matrix"))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"thinking": "drop"}, {"terminators": "none"}, {"train_on": "last_answer"}, {"train_on": ["user"]}]
+)
+def test_what_is_of_conversations_is_said_to_do_nothing_beside_texts(fields: dict[str, Any]) -> None:
+    asked = {"data": "rows", "steps": 1, "model": "nbtune/tiny", "device": "cpu", **fields}
+    (key,) = fields
+    for rows, idle_here in (([{"text": "It was so."}] * 4, True), ([{"prompt": "Hi", "completion": "Aye"}] * 4, False)):
+        reasons = nbtune.plan(asked, rows={"rows": rows}).reasons
+        assert (f"`{key}` does nothing: no row is a conversation" in reasons) == idle_here
 
 
 def test_betas_of_muon_are_of_what_is_no_matrix() -> None:

@@ -61,13 +61,14 @@ def measure(
     tokenizer = None if tokenizer is None else speaking(tokenizer, spec)
     lengths: list[np.ndarray] = []
     examples, tokens, trained, most, pair = 0, 0.0, 0.0, 0, 0
-    formats = []
+    formats, chats = [], []
     for source in (s for s in sources if s.role == "train"):
         rows = source.rows
         form = format_of(source, rows, on_error, kind)
         form.check(kind, source.name)
         formats.append((source.name, form))
         chosen = spread(len(rows), sample)
+        chats.append(_is_chat(form, rows, chosen))
         sizes, learnt, more, pairs = _sizes(rows, form, chosen, tokenizer, spec, on_error, max_len)
         pair = max(pair, pairs)
         if longest and hasattr(rows, "longest") and (source.version >= 3 or knew_longest_before_3(rows)):
@@ -92,6 +93,7 @@ def measure(
         mapping=formats[0][1].mapping,
         sources=tuple(name for name, _ in formats),
         exact=False,
+        chats=None if None in chats else any(chats),
     )
 
 
@@ -145,6 +147,16 @@ def _sizes(
     return sizes, learnt, more, longest_pair(cut.__getitem__, [len(ids) for ids, _ in cut]) if paired else 0
 
 
+def _is_chat(form: Format, rows: Rows, chosen: Sequence[int]) -> bool | None:
+    """Return whether the first of these rows is a conversation; None: it cannot be told."""
+    try:
+        given: Any = rows[chosen[0]] if len(chosen) else None
+        row = None if given is None else form.read(given)
+    except DataError:
+        return None
+    return None if row is None else isinstance(row.rows[0] if isinstance(row, Several) else row, Chat)
+
+
 def _characters(row: Chat | Parts) -> int:
     if isinstance(row, Parts):
         return sum(len(text) for text, _ in row.parts)
@@ -167,4 +179,5 @@ def exact_facts(report: Report, train: Dataset, per_row: int) -> DataFacts:
         sources=tuple(source.name for source in report.sources),
         exact=True,
         notes=tuple(report.warnings),
+        chats=bool(report.template),
     )

@@ -18,7 +18,7 @@ class DataFacts(BaseModel):
 
     `lengths` is a histogram of tokens per example: (upper bound, examples of at most so many tokens and more than the
     bound before). `trained_tokens` are those with a loss. `pair` are the tokens of the longest pair of answers, what
-    both begin with counted once (0: rows are no pairs).
+    both begin with counted once (0: rows are no pairs). `chats`: some rows are conversations; None: nobody has looked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -35,6 +35,7 @@ class DataFacts(BaseModel):
     sources: tuple[str, ...] = ()
     exact: bool = False
     notes: tuple[str, ...] = ()
+    chats: bool | None = None
 
     @property
     def trained_share(self) -> float:
