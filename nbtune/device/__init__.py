@@ -3,8 +3,9 @@
 Everything that it reports is in bytes. torch is imported when a device is asked for, not before.
 """
 
-from nbtune.device.detect import DeviceFacts, choose_cards, describe, gpu_present, pick
+from nbtune.device.detect import choose_cards, describe, gpu_present, pick
 from nbtune.device.dtype import choose_dtype, torch_dtype
+from nbtune.device.facts import DeviceFacts
 from nbtune.device.limits import cpu_count, ram_available, ram_total
 from nbtune.device.machines import MACHINES, machine, shared_among
 from nbtune.device.memory import (

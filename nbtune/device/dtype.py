@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nbtune.device.detect import DeviceFacts
+from nbtune.device.facts import DeviceFacts
 from nbtune.errors import PlanError
 
 if TYPE_CHECKING:

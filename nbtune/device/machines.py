@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Literal
 
-from nbtune.device.detect import DeviceFacts
+from nbtune.device.facts import DeviceFacts
 from nbtune.errors import PlanError
 
 _CONTEXT = 0.3  # GiB that a process takes before it holds a tensor

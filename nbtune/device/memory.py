@@ -16,7 +16,7 @@ from nbtune.device.site_file import Limit
 if TYPE_CHECKING:
     import torch
 
-    from nbtune.device.detect import DeviceFacts
+    from nbtune.device.facts import DeviceFacts
 
 _PINNED_PROBE = 64 * 2**20  # bytes
 _FEW = 4 * 2**30  # bytes of RAM: a limit below is worth a tenth of the time

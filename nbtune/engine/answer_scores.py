@@ -26,7 +26,7 @@ from nbtune.untrusted import shortened
 if TYPE_CHECKING:
     from nbtune.engine.evaluation import Measuring
     from nbtune.train.control import Control
-    from nbtune.train.loop import Progress
+    from nbtune.train.progress import Progress
 
 _SECONDS = 60.0  # that a call of a user's metric may take
 _SHOWN = 60  # characters of what was forgotten

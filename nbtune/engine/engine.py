@@ -62,8 +62,8 @@ if TYPE_CHECKING:
     from nbtune.models import Built
     from nbtune.train.cuda_graph_stepper import FusedStepper
     from nbtune.train.distributed import Ranks
-    from nbtune.train.loop import Progress
     from nbtune.train.loss import Loss
+    from nbtune.train.progress import Progress
     from nbtune.train.stepper import Stepper
 
 
@@ -294,7 +294,7 @@ class _Engine:
         from nbtune.train.choose_stepper import choose_stepper
         from nbtune.train.embedding_noise import add_noise
         from nbtune.train.logprobs import head_disagrees
-        from nbtune.train.loop import Progress
+        from nbtune.train.progress import Progress
 
         model, patch = self.built.model, self.built.patch
         model.train()

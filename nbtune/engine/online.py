@@ -28,8 +28,8 @@ from nbtune.engine.trainer_prompts import TrainerPrompts
 from nbtune.errors import TrainError
 from nbtune.methods import METHODS
 from nbtune.store import checkpoints
-from nbtune.train.loop import Progress
 from nbtune.train.optimizer import adam
+from nbtune.train.progress import Progress
 from nbtune.train.schedule import warmup_of
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from nbtune.device import is_out_of_memory
 from nbtune.disk import disk_error
 from nbtune.errors import NbtuneError, TrainError
 from nbtune.store import parted_state
-from nbtune.train.loop import Progress
 from nbtune.train.parted import gathered, mine, part_of
+from nbtune.train.progress import Progress
 
 if TYPE_CHECKING:
     import torch

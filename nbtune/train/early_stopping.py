@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from nbtune import events
 
 if TYPE_CHECKING:
-    from nbtune.train.loop import Progress
+    from nbtune.train.progress import Progress
 
 
 class Best(Protocol):

@@ -19,6 +19,7 @@ from nbtune.device.streams import Later, Moment
 from nbtune.train.attempt import Attempt
 from nbtune.train.early_stopping import EarlyStopping
 from nbtune.train.mean_loss import no_number, shown, trained_tokens, trained_weight
+from nbtune.train.progress import Progress
 
 if TYPE_CHECKING:
     from nbtune.data.batching.collate import Batch
@@ -47,21 +48,6 @@ class LoopOptions:
     agree: Callable[[Sequence[float]], Sequence[Any]] = list
     several: bool = False
     stopping: EarlyStopping = field(default_factory=EarlyStopping)
-
-
-@dataclass
-class Progress:
-    """Where a run is; saved in each checkpoint. `step` counts finished optimizer steps, `stale` the evaluations since
-    the held-out loss last fell, `best_step` is that of the lowest."""
-
-    step: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
-    best_eval: float = math.inf
-    best_step: int = 0
-    fell_to: float = math.inf
-    stale: int = 0
-    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)

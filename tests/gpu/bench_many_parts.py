@@ -241,8 +241,9 @@ def wide(args: argparse.Namespace, ranks: Any) -> dict[str, Any]:
     from nbtune.spec import from_mapping
     from nbtune.train.choose_stepper import choose_stepper
     from nbtune.train.distributed import RankedControl
-    from nbtune.train.loop import Jobs, LoopOptions, Progress, train
+    from nbtune.train.loop import Jobs, LoopOptions, train
     from nbtune.train.loss import UnlessIdle, loss_of
+    from nbtune.train.progress import Progress
 
     spec = from_mapping({**spec_of(args), "model": args.model})
     device = machine.pick(spec.device)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from nbtune.train.loop import Jobs, LoopOptions, Progress, train
+from nbtune.train.loop import Jobs, LoopOptions, train
 from nbtune.train.loss import TokenLoss
+from nbtune.train.progress import Progress
 from nbtune.train.schedule import learning_rate_of
 from nbtune.train.stepper import Stepper
 from tests.support.control import MemoryControl

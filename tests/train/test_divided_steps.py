@@ -26,8 +26,9 @@ from nbtune.methods import METHODS, Answers, Method
 from nbtune.models.heads import Head, add_head
 from nbtune.train.distillation import DistillationLoss
 from nbtune.train.distributed import RankedControl, RankedStepper, Ranks
-from nbtune.train.loop import Jobs, LoopOptions, Progress, train
+from nbtune.train.loop import Jobs, LoopOptions, train
 from nbtune.train.loss import Loss, loss_of
+from nbtune.train.progress import Progress
 from nbtune.train.stepper import Stepper, Updated
 from tests.support.control import MemoryControl
 from tests.train.test_against_trl import _model

@@ -106,8 +106,9 @@ class InOrder:
 
 def test_the_loop_learns_from_pairs() -> None:
     from nbtune import events
-    from nbtune.train.loop import Jobs, LoopOptions, Progress, train
+    from nbtune.train.loop import Jobs, LoopOptions, train
     from nbtune.train.mean_loss import mean_loss
+    from nbtune.train.progress import Progress
     from nbtune.train.stepper import Stepper
     from tests.support.control import MemoryControl
 

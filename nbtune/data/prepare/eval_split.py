@@ -17,7 +17,7 @@ from nbtune.folder_format import held_out_before_3
 from nbtune.spec import RunSpec
 
 if TYPE_CHECKING:
-    from nbtune.data.prepare.shards import Recipe
+    from nbtune.data.prepare.recipe import Recipe
 
 _SHARE, _FEW = 0.05, 40  # what is held out where nothing is asked for, and of how many rows at least
 

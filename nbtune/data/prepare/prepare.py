@@ -25,10 +25,11 @@ from nbtune.data.prepare.eval_split import HoldOut
 from nbtune.data.prepare.labels import much_alike, with_labels, without_answers
 from nbtune.data.prepare.measure import exact_facts, measure
 from nbtune.data.prepare.quality_checks import Oddities, diagnose, one_sided
+from nbtune.data.prepare.recipe import Recipe
 from nbtune.data.prepare.report import Prepared, Report, SourceReport, conclude, nothing_left
 from nbtune.data.prepare.row_pipeline import Overflow, Reader, format_of, speaking
 from nbtune.data.prepare.row_weights import unmatched, without_dropped
-from nbtune.data.prepare.shards import Recipe, Shard, Workman
+from nbtune.data.prepare.shards import Shard, Workman
 from nbtune.data.prepare.stats import DataFacts
 from nbtune.data.prepare.streaming_dataset import Arriving, DatasetFiles
 from nbtune.data.prepare.workers import Crew

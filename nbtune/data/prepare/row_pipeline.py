@@ -29,7 +29,7 @@ from nbtune.errors import DataError
 from nbtune.spec import RunSpec
 
 if TYPE_CHECKING:
-    from nbtune.data.prepare.shards import Recipe
+    from nbtune.data.prepare.recipe import Recipe
 
 CHUNK = 512
 Overflow = Literal["truncate_right", "truncate_left", "split", "drop", "raise"]

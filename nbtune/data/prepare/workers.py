@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nbtune.child_process import ChildDied, ChildProcess
-from nbtune.data.prepare.shards import Recipe, Shard, Workman, read_shard, tokenizer_facts
+from nbtune.data.prepare.recipe import Recipe
+from nbtune.data.prepare.shards import Shard, Workman, read_shard, tokenizer_facts
 from nbtune.data.sources.cache_folder import workplace
 from nbtune.data.sources.rows import Source
 from nbtune.errors import DataError

@@ -7,7 +7,7 @@ import pytest
 from nbtune import data, models
 from nbtune.data.formats.messages import Chat
 from nbtune.data.formats.reader import Parts
-from nbtune.data.prepare.shards import READ
+from nbtune.data.prepare.recipe import READ
 from nbtune.data.template.chat_template import ChatTemplate
 from nbtune.data.tokenize.encoder import Encoder
 from nbtune.errors import SpecError
