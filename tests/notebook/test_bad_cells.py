@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import nbtune
+from nbtune.notebook import display_run
 from nbtune.widgets import run_status
 
 GOOD = [{"prompt": f"How much is {i} plus 1?", "completion": f"{i} plus 1 is {i + 1}."} for i in range(16)]
@@ -216,3 +218,13 @@ def test_a_folder_of_any_name_is_resumed_by_the_line_that_a_panel_inserts(
     assert "there is no run" not in shown
     assert shell.user_ns["run"].folder.resolve() == made.folder.resolve()
     assert ran == []
+
+
+def test_in_a_terminal_the_first_interrupt_releases_and_the_second_stops(shell: Any) -> None:
+    """There is no kernel, which would put a handler of signals back."""
+    stopped: list[int] = []
+    run = SimpleNamespace(id="abc", name="demo", stop=lambda: stopped.append(1))
+    assert "demo goes on in the background" in display_run._on_interrupt(run, shell)
+    assert stopped == []
+    assert "demo stops at its next step" in display_run._on_interrupt(run, shell)
+    assert stopped == [1]

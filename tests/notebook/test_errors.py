@@ -53,6 +53,18 @@ def test_wrong_requests(shell: Any, capsys: Any, cell: str, place: str, cause: s
     assert fix in shown
 
 
+@pytest.mark.parametrize(("colours", "some"), [("nocolor", False), ("linux", True)])
+def test_colours_are_those_of_the_shell(shell: Any, capsys: Any, colours: str, some: bool) -> None:
+    """However this IPython writes their name: ``NoColor`` or ``nocolor``."""
+    shell.run_line_magic("colors", colours)
+    capsys.readouterr()
+    shell.run_cell("%%finetune\ndata: rows\nstpes: 3\n")
+    captured = capsys.readouterr()
+    shown = captured.out + captured.err
+    assert "no key `stpes`" in shown
+    assert ("\x1b[" in shown) == some
+
+
 def test_tb_has_the_traceback(shell: Any, capsys: Any) -> None:
     run(shell, capsys, "%%finetune\ndata: rows\nstpes: 3\n")
     shell.run_cell("%tb")

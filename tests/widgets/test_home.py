@@ -188,6 +188,9 @@ def test_runs_are_deleted_and_one_at_work_is_not(panel, tmp_path):
         until(panel, lambda p: "at work" in p.trouble)
     until(panel, lambda p: [run["key"] for run in p.runs] == keys[2:])
     assert [path.name for path in tmp_path.iterdir()] == keys[2:]
+    panel.do_delete(keys[2:])
+    until(panel, lambda p: p.runs == [])
+    assert panel.trouble == "", "what failed before is not said any more"
 
 
 def test_a_run_that_is_half_deleted_is_no_run_and_goes_with_the_next(tmp_path):

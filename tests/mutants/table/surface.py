@@ -237,4 +237,25 @@ SURFACE = (
         "layer > 7 * shape.layers // 8",
         "spec/test_gguf_types.py",
     ),
+    mutant(
+        "a-shell-without-colours-has-some",
+        "notebook/errors.py",
+        'str(getattr(shell, "colors", "")).lower() not in ("nocolor", "")',
+        'str(getattr(shell, "colors", "")) not in ("nocolor", "")',
+        "notebook/test_errors.py::test_colours_are_those_of_the_shell",
+    ),
+    mutant(
+        "a-terminal-has-a-kernel",
+        "notebook/display_run.py",
+        "if before is None or threading.current_thread()",
+        "if threading.current_thread()",
+        "notebook/test_bad_cells.py::test_in_a_terminal_the_first_interrupt_releases_and_the_second_stops",
+    ),
+    mutant(
+        "what-failed-before-is-still-said",
+        "widgets/home_panel.py",
+        '        self.trouble = ""\n        self.in_background(delete, self._failed)',
+        "        self.in_background(delete, self._failed)",
+        "widgets/test_home.py::test_runs_are_deleted_and_one_at_work_is_not",
+    ),
 )
