@@ -227,3 +227,21 @@ def test_a_limit_is_said_where_there_is_one():
         plan = make_plan(from_mapping({"data": "rows"}), LLAMA_8B, _data(), card)
         told = [reason for reason in plan.reasons if "are taken" in reason]
         assert told == ["of memory at most 60.0 GiB are taken: NBTUNE_MEMORY"] * bool(cap)
+
+
+def test_a_run_goes_on_with_other_devices_by_the_same_plan():
+    plan, parted = _among(2, batch_size=8), _among(2, gib=16, batch_size=2)
+    for count in (1, 3):
+        assert plan.shared_by(count) == plan.model_copy(update={"gpus": count})
+    wider = parted.shared_by(4)
+    assert (wider.gpus, wider.weights.parts) == (4, 4)
+    assert wider.total_steps == parted.total_steps
+    with pytest.raises(PlanError, match="parted among 2 devices"):
+        parted.shared_by(1)
+
+
+def test_a_download_is_said_where_there_is_one():
+    for size in (0, 5 * GIB):
+        plan = make_plan(from_mapping({"data": "rows"}), LLAMA_8B, _data(), _card(80), download_bytes=size)
+        assert ("is downloaded first" in str(plan)) == (size > 0)
+        assert "for checkpoints" in str(plan)

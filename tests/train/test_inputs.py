@@ -50,3 +50,13 @@ def test_packs_of_other_documents_have_one_shape(dataset):
     apply(model)
     ours = [TokenLoss(fused=True)(model, b, denominator=b.num_trained, device=CPU).loss.item() for b in packs]
     assert ours == pytest.approx(stock, rel=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(("packs", "width"), [([[0, 1], [2, 3]], 64), ([[2], [3, 0]], 1100)])
+def test_kernels_are_told_of_a_length_that_no_document_passes_and_that_there_is(dataset, packs, width, fused):
+    batch = pack(dataset, packs, width)
+    told = model_inputs(batch, CPU, fused=fused)
+    longest = int((batch.cu_seqlens[1:] - batch.cu_seqlens[:-1]).max())
+    assert longest <= told["max_length_q"] == told["max_length_k"] <= batch.input_ids.shape[1]
+    assert told["cu_seq_lens_q"][-1] == batch.cu_seqlens[-1]

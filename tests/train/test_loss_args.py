@@ -10,7 +10,7 @@ import torch
 from transformers.trainer_pt_utils import LabelSmoother
 
 from nbtune.methods import METHODS
-from nbtune.train.embedding_noise import add_noise
+from nbtune.train.embedding_noise import add_noise, noisy
 from nbtune.train.loss import loss_of
 from tests.engine.test_against_trl import RATE, STEPS, ours, rows, same, theirs
 from tests.support.family_cases import SIZES
@@ -73,3 +73,14 @@ def test_neftune_is_trls(tmp_path: Path) -> None:
     found = ours(tmp_path, given, micro_batch_size=2, gradient_accumulation_steps=1, **noise)
     more: dict[str, Any] = {"completion_only_loss": True, "pad_to_multiple_of": 8, "neftune_noise_alpha": 5}
     same(found, theirs(tmp_path, "SFT", given, 2, 1, **more), RATE)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 5.0])
+def test_noise_is_known_beside_what_else_looks_at_embeddings(alpha: float) -> None:
+    """Each step then draws by its number alone."""
+    model = tiny("LlamaConfig", SIZES)
+    look = lambda *_: None  # noqa: E731
+    model.get_input_embeddings().register_forward_hook(look)
+    add_noise(model, alpha)
+    model.get_input_embeddings().register_forward_hook(look)
+    assert noisy(model) == (alpha > 0)

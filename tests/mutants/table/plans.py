@@ -76,4 +76,18 @@ PLANS = (
         "        if True:\n            links +=",
         "planner/test_spread.py::test_links_are_named_that_there_are",
     ),
+    mutant(
+        "no-run-goes-on-with-other-devices",
+        "planner/plan.py",
+        "if self.weights.shards and count == 1:",
+        "if count == 1:",
+        "planner/test_planner.py::test_a_run_goes_on_with_other_devices_by_the_same_plan",
+    ),
+    mutant(
+        "what-is-here-is-downloaded",
+        "planner/plan.py",
+        "        if not self.download_bytes:\n",
+        "        if self.download_bytes:\n",
+        "planner/test_planner.py::test_a_download_is_said_where_there_is_one",
+    ),
 )

@@ -240,8 +240,8 @@ SURFACE = (
     mutant(
         "a-shell-without-colours-has-some",
         "notebook/errors.py",
-        'str(getattr(shell, "colors", "")).lower() not in ("nocolor", "")',
-        'str(getattr(shell, "colors", "")) not in ("nocolor", "")',
+        'colour=str(getattr(shell, "colors", "")).lower() not in ("nocolor", "")',
+        "colour=True",
         "notebook/test_errors.py::test_colours_are_those_of_the_shell",
     ),
     mutant(

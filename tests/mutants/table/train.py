@@ -810,4 +810,25 @@ TRAIN = (
         "return Claim(holds=len(said) != 1,",
         "generate/test_stops.py",
     ),
+    mutant(
+        "noise-beside-another-hook-is-none",
+        "train/embedding_noise.py",
+        "return module is not None and any(isinstance(hook, _Noise)",
+        "return module is not None and all(isinstance(hook, _Noise)",
+        "train/test_loss_args.py::test_noise_is_known_beside_what_else_looks_at_embeddings",
+    ),
+    mutant(
+        "kernels-are-told-of-no-length",
+        "train/inputs.py",
+        "min(-(-longest // _LENGTHS) * _LENGTHS, batch.input_ids.shape[1])",
+        "min((-longest // _LENGTHS) * _LENGTHS, batch.input_ids.shape[1])",
+        "train/test_inputs.py",
+    ),
+    mutant(
+        "a-document-is-longer-than-its-row",
+        "train/inputs.py",
+        "min(-(-longest // _LENGTHS) * _LENGTHS, batch.input_ids.shape[1])",
+        "max(-(-longest // _LENGTHS) * _LENGTHS, batch.input_ids.shape[1])",
+        "train/test_inputs.py",
+    ),
 )
