@@ -13,7 +13,7 @@ import torch
 from nbtune.errors import SpecError
 from nbtune.models.gguf_file.configs import config_of
 from nbtune.models.gguf_file.header import read_header
-from tests.fuzz.gguf import Pieces, good
+from tests.fuzz.gguf import TEXT, Pieces, good
 from tests.support.families import GELU_LIMIT
 from tests.support.family_cases import CASES
 from tests.support.gguf_keys import REAL, WHOLE, Outcome, Probe, same
@@ -24,7 +24,7 @@ ONCE = {
     "gemma 2": "sliding_window|softcapping|finetuned",
     "gemma 3": "sliding_window$|final_logit",
     "phi 3": "sliding_window|rope.scaling.factor",
-    "gpt-oss": "pattern|freq_base_swa|original_context",
+    "gpt-oss": "scaling.type|pattern|freq_base_swa|original_context",
     "deepseek v2": "gating|expert_weights_norm|expert_weights_scale|scale_linear|rms_epsilon",
     "granite": "attention.scale|embedding_scale|logit_scale|residual_scale|finetuned|deepstack",
     "ministral 3": "yarn|temperature|original_context",
@@ -43,6 +43,8 @@ ONCE = {
     "lfm 2 moe": "gating|group",
     "minimax m2": "gating|group",
     "phi 3 long": "attn_factor",
+    "llama 4": "scaling.type",
+    "exaone moe": "expert_used",
 }
 
 # What is refused by its name, without a look at llama.cpp.
@@ -52,6 +54,7 @@ REFUSED: tuple[tuple[str, str, int, Any], ...] = (
     ("olmo", "attention.layer_norm_epsilon", REAL, 0.5),
     ("lfm 2 moe", "expert_group_count", WHOLE, 2),
     ("minimax m2", "expert_gating_func", WHOLE, 1),
+    ("gpt-oss", "rope.scaling.type", TEXT, b"none"),
 )
 
 OFTEN = ("gemma 2", "granite", "mpt", "lfm 2", "hunyuan dense")

@@ -34,7 +34,7 @@ from nbtune.untrusted import from_here, open_file
 
 ABOUT = "gguf.json"  # what marks such a folder: the weights' headers, and where they come from
 WEIGHTS = "model.safetensors"
-_FORM = 1  # of what is written: another one is decoded anew
+_FORM = 2  # of what is written, and of how files are read: of another one they are decoded anew
 _SAMPLES, _SAMPLE = 64, 4096
 _PATIENCE = 60.0  # seconds without a byte written
 _MARGIN = 64 << 20  # bytes of disk

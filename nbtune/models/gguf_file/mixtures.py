@@ -8,7 +8,7 @@ from typing import Any
 from nbtune.models.gguf_file import windows
 from nbtune.models.gguf_file.header import refused
 from nbtune.models.gguf_file.keys import Keys
-from nbtune.models.gguf_file.rotary import rope_parameters
+from nbtune.models.gguf_file.rotary import refuse_half_scaled, rope_parameters
 
 CHUNK_LLAMA4 = 8192  # tokens of a chunk of its text, and from how many on far queries grow: llama.cpp has it in itself
 UNNORMED_LLAMA4 = 128  # experts of the Llama 4 whose queries and keys are not normed
@@ -56,6 +56,7 @@ def olmoe(keys: Keys) -> dict[str, Any]:
 
 
 def gpt_oss(keys: Keys) -> dict[str, Any]:
+    refuse_half_scaled(keys.header)
     if (turned := keys.whole("rope.dimension_count", keys.head_dim)) != keys.head_dim:
         said = f"{keys.arch}.rope.dimension_count is {turned:,}"
         raise refused(keys.header.place, f"its {said} of the {keys.head_dim:,} numbers of a head, not all")
@@ -67,6 +68,7 @@ def gpt_oss(keys: Keys) -> dict[str, Any]:
 
 
 def llama4(keys: Keys) -> dict[str, Any]:
+    refuse_half_scaled(keys.header)
     if keys.whole("attention.sliding_window", CHUNK_LLAMA4) == 0:
         raise refused(keys.header.place, f"its {keys.arch}.attention.sliding_window is 0: it has no chunks of text")
     if windows.kinds(keys, 4) != windows.usual(keys.layers, 4):
@@ -240,8 +242,7 @@ def minicpm3(keys: Keys) -> dict[str, Any]:
 def afmoe(keys: Keys) -> dict[str, Any]:
     if windows.kinds(keys, 4) != windows.usual(keys.layers, 4):  # by which llama.cpp turns heads, whatever a file says
         raise refused(keys.header.place, f"its {keys.arch}.attention.sliding_window_pattern is not that of an AFMoE")
-    if keys.text("rope.scaling.type") == "none":
-        raise refused(keys.header.place, f"its {keys.arch}.rope.scaling.type is none", "Name its Hub id.")
+    refuse_half_scaled(keys.header)
     return {
         **experts(keys), **_windows(keys), "num_dense_layers": keys.whole("leading_dense_block_count", 0),
         "num_shared_experts": keys.whole("expert_shared_count", 0), "mup_enabled": True,
@@ -275,6 +276,10 @@ def _routed(keys: Keys, known: tuple[int, ...] = (SIGMOID,)) -> dict[str, Any]:
     gating(keys, known)
     found = experts(keys)
     groups = keys.whole("expert_group_count", 1) or 1
+    used = keys.whole("expert_group_used_count", 1) if groups > 1 else 1
+    if found["num_experts_per_tok"] > (there := found["num_experts"] // groups * used):
+        said = f"{keys.arch}.expert_used_count is {found['num_experts_per_tok']:,}"
+        raise refused(keys.header.place, f"its {said}, of the {there:,} experts in the groups that a token takes")
     return {
         "n_routed_experts": found.pop("num_experts"),
         **found,
@@ -283,7 +288,7 @@ def _routed(keys: Keys, known: tuple[int, ...] = (SIGMOID,)) -> dict[str, Any]:
         "routed_scaling_factor": keys.real("expert_weights_scale", 1.0) or 1.0,
         "norm_topk_prob": keys.flag("expert_weights_norm", False),
         "n_group": groups,
-        "topk_group": keys.whole("expert_group_used_count", 1) if groups > 1 else 1,
+        "topk_group": used,
     }
 
 

@@ -67,6 +67,19 @@ def rope_parameters(header: GgufHeader, head_dim: int, context: int, unsaid: flo
     raise refused(header.place, f"its {arch}.rope.scaling.type {kind[:40]!r} is not known")
 
 
+def refuse_half_scaled(header: GgufHeader) -> None:
+    """See that a file does not scale angles and say that it does not: llama.cpp then scales those in windows only.
+
+    Raises:
+        SpecError: it does.
+    """
+    keys = ("rope.scaling.factor", "rope.scale_linear")
+    factor = next((key for key in keys if f"{header.arch}.{key}" in header.metadata), "")
+    if factor and header.text(f"{header.arch}.rope.scaling.type") == "none":
+        cause = f"its {header.arch}.rope.scaling.type is none, and it has {header.arch}.{factor}, too"
+        raise refused(header.place, cause, "Name its Hub id.")
+
+
 def _refuse_more(header: GgufHeader, beside: str, kind: str, factor: float) -> None:
     """See that a file with factors scales its angles by nothing else."""
     attention = header.real(f"{header.arch}.{_ATTENTION}", 1.0)
