@@ -23,7 +23,7 @@ def idle(spec: RunSpec, kinds: Collection[str] = (), *, held: bool = True, chats
         chats: some rows are conversations.
     """
     said = [*_of_warmup(spec), *_of_schedule(spec), *_of_evaluation(spec, held=held), *_of_loss(spec), *_of_data(spec)]
-    said += [] if chats else _of_chats(spec)
+    said += _of_answers(spec) if METHODS[spec.method].online else [] if chats else _of_chats(spec)
     if spec.train_on == "all" and spec.terminators != "turn":
         said.append("`terminators` does nothing: with `train_on: all` every token is learnt")
     if spec.optim == "muon" and kinds and {*kinds} <= _OF_MATRICES:
@@ -66,7 +66,10 @@ def _of_evaluation(spec: RunSpec, *, held: bool) -> list[str]:
     if not spec.eval.metrics and not spec.eval.must_keep:
         names = [name for name in ("answer_rows", "max_new_tokens") if name in written]
         said += [f"`eval.{name}` does nothing without `eval.metrics`" for name in names]
-    if not held:
+    if METHODS[spec.method].online:
+        why = f"method `{spec.method}` measures no held-out rows yet"
+        said += [f"`eval.{name}` does nothing: {why}" for name in ("every", "max_rows") if name in written]
+    elif not held:
         said += [
             f"`eval.{name}` does nothing: no rows are held out" for name in ("every", "max_rows") if name in written
         ]
@@ -90,6 +93,16 @@ def _of_chats(spec: RunSpec) -> list[str]:
         "train_on": spec.train_on not in ("answers", "all"),
     }
     return [f"`{key}` does nothing: no row is a conversation" for key, is_set in set_here.items() if is_set]
+
+
+def _of_answers(spec: RunSpec) -> list[str]:
+    set_here = {
+        "train_on": spec.train_on != "answers",
+        "train_spans": bool(spec.train_spans),
+        "terminators": spec.terminators != "turn" and spec.train_on != "all",
+    }
+    why = f"method `{spec.method}` learns from its own answers"
+    return [f"`{key}` does nothing: {why}" for key, is_set in set_here.items() if is_set]
 
 
 def _of_data(spec: RunSpec) -> list[str]:

@@ -21,6 +21,7 @@ from nbtune.planner.done_once import once_of, said_of_once
 from nbtune.planner.idle import idle
 from nbtune.planner.in_backward import fit_first, said, setups
 from nbtune.planner.learning_rate import rate_of
+from nbtune.planner.online import check_online
 from nbtune.planner.optimizers import check_optimizer, check_warmup
 from nbtune.planner.plan import Plan
 from nbtune.planner.run_length import epochs_of, said_of
@@ -82,6 +83,7 @@ def make_plan(
     if model.turns_at is not None and min(sequence_len, data.longest) > model.turns_at:
         abilities, micros = _apart(spec, model.turns_at, abilities, micros, reasons)
     packing = _packing(spec, abilities, model.architecture, reasons)
+    check_online(spec, model)
     check_optimizer(spec, model, device)
     reasons += idle(spec, model.kinds, held=bool(data.eval_rows), chats=data.chats is not False)
     if not data.eval_rows and (spec.eval.patience or spec.eval.load_best):

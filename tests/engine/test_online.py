@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,35 @@ def test_what_cannot_be_is_refused_before_any_work(fields: dict[str, Any], said:
         nbtune.plan(data="rows", rows={"rows": ROWS, "full_of_e": full_of_e}, steps=2, **fields)
     assert said in str(refused.value)
     assert isinstance(refused.value, SpecError) or "room" in said
+
+
+@pytest.mark.parametrize(
+    ("model", "adapter", "beta", "why"),
+    [
+        ("tied", {"new_tokens": ["<row>"]}, 0, "adapter.new_tokens: TRL's GRPOTrainer asks the model's head by itself"),
+        ("biased", {"new_special_tokens": ["<row>"]}, 0, "adapter.new_special_tokens: TRL's GRPOTrainer asks"),
+        ("tied", {"trainable_token_indices": [5]}, 0.1, "adapter.trainable_token_indices: TRL's GRPOTrainer asks"),
+        ("biased", {"trainable_token_indices": [5]}, 0.1, ""),
+        ("biased", {"bias": "all"}, 0.1, "adapter.bias: the penalty of `beta` wants an adapter beside"),
+        ("biased", {"bias": "all"}, 0, ""),
+    ],
+)
+def test_adapters_that_the_trainer_cannot_ask_are_refused_by_plan_and_run(
+    model: str, adapter: Any, beta: float, why: str, tmp_path: Path
+) -> None:
+    from tests.fuzz.pair_levels import model_of
+
+    asked: dict[str, Any] = {"method": "grpo", "model": model_of(model), "adapter": {"r": 4, **adapter}, "beta": beta}
+    asked |= {"rewards": {"functions": ["full_of_e"], "answers": 2, "max_new_tokens": 4}, "steps": 1, "batch_size": 2}
+    given: dict[str, Any] = {"data": "rows", "rows": {"rows": ROWS, "full_of_e": full_of_e}, "device": "cpu"}
+    if not why:
+        nbtune.plan(**asked, **given)
+        return
+    with pytest.raises(NbtuneError, match=re.escape(why)) as planned:
+        nbtune.plan(**asked, **given)
+    with pytest.raises(NbtuneError) as ran:
+        nbtune.finetune(**asked, **given, runs_dir=tmp_path).wait()
+    assert str(ran.value) == str(planned.value)
 
 
 def test_a_release_of_trl_that_wants_a_gpu_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

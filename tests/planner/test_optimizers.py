@@ -138,6 +138,8 @@ def test_numbers_of_an_evaluation_that_nothing_reads_are_said(told: dict[str, An
         ({"optim": "muon", "optim_args": {"momentum": 0.8}}, []),
         ({"train_on": "all", "terminators": "none"}, ["`terminators`"]),
         ({"train_on": "last_answer", "terminators": "none"}, []),
+        ({"method": "grpo", "rewards": "f", "train_on": "all"}, ["`train_on`"]),
+        ({"method": "grpo", "rewards": "f", "terminators": "none", "eval": {"every": 1}}, ["`eval.every`", "`term"]),
     ],
 )
 def test_what_is_written_and_changes_nothing_is_said(fields: dict[str, Any], says: list[str]) -> None:
