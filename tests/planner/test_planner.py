@@ -218,7 +218,9 @@ def test_what_several_gpus_promise_leaves_out_what_dropout_draws() -> None:
 
 def test_what_is_rounded_is_said_of_rounded_weights_alone():
     for adapter, rounded in (("qlora", LLAMA_8B.block_parameters * LLAMA_8B.num_layers), ("lora", 0), ("full", 0)):
-        assert _plan(800, adapter=adapter).abilities.rounded == rounded
+        found = _plan(800, adapter=adapter).abilities
+        assert found.rounded == rounded
+        assert (found.frozen_bytes > 0) == (adapter != "full")
 
 
 def test_a_limit_is_said_where_there_is_one():
@@ -245,3 +247,11 @@ def test_a_download_is_said_where_there_is_one():
         plan = make_plan(from_mapping({"data": "rows"}), LLAMA_8B, _data(), _card(80), download_bytes=size)
         assert ("is downloaded first" in str(plan)) == (size > 0)
         assert "for checkpoints" in str(plan)
+
+
+@pytest.mark.parametrize(("weights", "dtype", "said"), [
+    ("auto", "bf16", False), ("auto", "fp32", False), ("16bit", "bf16", False), ("16bit", "fp32", True),
+])  # fmt: skip
+def test_weights_in_another_format_than_was_asked_for_are_said(weights, dtype, said):
+    reasons = _plan(80, weights=weights, dtype=dtype).reasons
+    assert any("16-bit weights were asked for" in reason for reason in reasons) == said

@@ -90,4 +90,18 @@ PLANS = (
         "        if self.download_bytes:\n",
         "planner/test_planner.py::test_a_download_is_said_where_there_is_one",
     ),
+    mutant(
+        "what-is-trained-whole-is-frozen",
+        "planner/planner.py",
+        '0 if spec.adapter.type == "full" else frozen_bytes(model, best.weights, dtype),',
+        "frozen_bytes(model, best.weights, dtype),",
+        "planner/test_planner.py::test_what_is_rounded_is_said_of_rounded_weights_alone",
+    ),
+    mutant(
+        "16-bits-were-always-asked-for",
+        "planner/planner.py",
+        "if wish.overruled_by(weights):",
+        "if True:",
+        "planner/test_planner.py::test_weights_in_another_format_than_was_asked_for_are_said",
+    ),
 )
