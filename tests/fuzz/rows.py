@@ -7,33 +7,34 @@ import gzip
 import io
 import json
 import random
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from nbtune import data
 from nbtune.data.sources.by_value import spec_with_named_rows
 from nbtune.models import load_tokenizer
-from tests.fuzz.cases import Case, Silent
+from tests.fuzz.cases import Case
+from tests.fuzz.meant import check, mark_of
 from tests.fuzz.values import mangled, odd, word
 
 ASKED = {"sft": "sft", "pairs": "dpo", "feedback": "kto"}
 
 
 def row(chance: random.Random, kind: str, mark: str) -> dict[str, Any]:
-    """Return a good row, its answer with the mark in it."""
-    question, answer = f"What is {word(chance)}?", f"It is {mark}."
+    """Return a good row, its answer with the mark in it, its other parts with what `mark_of` gives."""
+    question, answer = f"What is {mark_of('question', mark)}?", f"It is {mark}."
     if kind == "pairs":
-        return {"prompt": question, "chosen": answer, "rejected": f"No {word(chance)}."}
+        return {"prompt": question, "chosen": answer, "rejected": f"No {mark_of('rejected', mark)}."}
     if kind == "feedback":
         return {"prompt": question, "completion": answer, "label": chance.random() < 0.5}
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return chance.choice(
         (
             {"prompt": question, "completion": answer},
-            {"instruction": question, "input": word(chance), "output": answer},
+            {"instruction": question, "input": mark_of("input", mark), "output": answer},
             {"messages": turns},
-            {"messages": [{"role": "system", "content": word(chance)}, *turns]},
+            {"messages": [{"role": "system", "content": mark_of("system", mark)}, *turns]},
             {"conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]},
             {"text": f"{question} {answer}"},
         )
@@ -74,18 +75,37 @@ def make(chance: random.Random, folder: Path) -> Case:
     kind = chance.choice(list(ASKED))
     marks = [f"zq{k}{word(chance, 4)}" for k in range(chance.randint(1, 5))]
     rows = [row(chance, kind, mark) for mark in marks]
+    good = dict(enumerate(marks))
+    if chance.random() < 0.2:
+        rows[0] = lengthened(chance, rows[0])
     pick = chance.random()
-    whole = pick > 0.8
-    if not whole:
+    if pick <= 0.7:
         at = chance.randrange(len(rows))
         rows[at] = changed if isinstance(changed := spoilt(chance, rows[at]), dict) else {"text": changed}
+        del good[at]
     end, content = written(chance, rows)
-    if 0.55 < pick <= 0.8:
-        content = mangled(chance, content)
+    if 0.45 < pick <= 0.7:
+        content, good = mangled(chance, content), {}
     file = folder / f"data{end}"
     file.write_bytes(content)
-    wanted = marks if whole and end != ".csv" else []
-    return Case(lambda: attempt(file, ASKED[kind], wanted), f"{kind} {end} {content[:1500]!r}")
+    if end == ".csv" and not all(map(partial(_fits_a_table, rows[0]), rows)):
+        good = {}
+    return Case(lambda: attempt(file, ASKED[kind], rows, good), f"{kind} {end} {content[:1500]!r}")
+
+
+def _fits_a_table(first: dict[str, Any], each: dict[str, Any]) -> bool:
+    """Return whether a line holds all of a row: its columns are the first one's, and lists become texts."""
+    return each.keys() == first.keys() and all(isinstance(value, str | bool) for value in each.values())
+
+
+def lengthened(chance: random.Random, value: Any) -> Any:
+    """Return a row whose last text goes on, perhaps beyond what a model takes."""
+    if isinstance(value, dict):
+        name = list(value)[-1]
+        return {**value, name: lengthened(chance, value[name])}
+    if isinstance(value, list):
+        return [*value[:-1], lengthened(chance, value[-1])]
+    return value + " and so on" * chance.choice((10, 100, 1000)) if isinstance(value, str) else value
 
 
 @cache
@@ -93,11 +113,9 @@ def _tokenizer() -> Any:
     return load_tokenizer("nbtune/tiny")
 
 
-def attempt(file: Path, method: str, marks: list[str]) -> None:
-    """Prepare a file. Of good rows every answer is in what would be trained."""
+def attempt(file: Path, method: str, rows: list[dict[str, Any]], good: dict[int, str]) -> None:
+    """Prepare a file, and see that its good rows (marks by their numbers) become what they say."""
     spec, variables = spec_with_named_rows({"data": str(file), "method": method, "eval": {"split": 0}}, {}, {}, 1)
     sources = data.resolve(spec.data, variables, base_dir=file.parent)
     prepared = data.prepare_data(sources, _tokenizer(), spec=spec, max_len=512, seed=0)
-    texts = [_tokenizer().decode(example.input_ids) for example in prepared.train]
-    if gone := [mark for mark in marks if not any(mark in text for text in texts)]:
-        raise Silent(f"the answers {gone} are in no row: {texts}")
+    check(rows, good, prepared, _tokenizer())

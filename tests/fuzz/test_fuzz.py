@@ -69,7 +69,7 @@ def test_a_row_without_the_answer_that_is_judged_is_refused(tmp_path: Path) -> N
     file = tmp_path / "data.jsonl"
     file.write_text('{"prompt": "What is 2+2?", "label": true}\n{"prompt": "a", "completion": "b", "label": false}\n')
     with pytest.raises(NbtuneError, match="no `completion` that could be judged"):
-        rows.attempt(file, "kto", [])
+        rows.attempt(file, "kto", [], {})
 
 
 def test_the_fuzzer_tells_a_finding_from_a_refusal() -> None:
