@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ CORNERS = (
     "steps: 3\r\nseed: 2\r\n",
     "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
 )
+OTHER_IN_1_1 = (": 0o17", ": 017", ": 1:30", ": yes", ": Yes", ": on", ": 1_000")  # PyYAML reads 1.1, nbtune 1.2
 
 
 @cache
@@ -108,4 +110,28 @@ def attempt(written: str) -> RunSpec:
     ours = {path_of(key)[0] for key in asked if isinstance(key, str)}  # of a familiar name: where it goes
     if gone := sorted(ours - spec.model_dump().keys()):
         raise Silent(f"{gone} stand in the text, and not in the spec")
+    others = [] if any(one in written for one in OTHER_IN_1_1) else list(changed(asked, spec.model_dump()))
+    if others:
+        raise Silent(f"it was read as something else: {others}")
     return spec
+
+
+def changed(asked: Mapping[Any, Any], read: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    """Yield which numbers and words of a text were read as others, by their own names."""
+    for key, value in asked.items():
+        if key not in read:
+            continue
+        found = read[key]
+        if isinstance(value, dict) and isinstance(found, dict):
+            yield from changed(value, found, f"{at}{key}.")
+        elif isinstance(value, bool | int | float | str) and isinstance(found, bool | int | float | str):
+            if not _same(value, found):
+                yield f"{at}{key}: {value!r} is {found!r}"
+        elif found is None and value is not None:
+            yield f"{at}{key}: {value!r} is nothing"
+
+
+def _same(asked: bool | float | str, read: bool | float | str) -> bool:
+    if isinstance(read, str) or isinstance(asked, str):
+        return str(asked).strip() == str(read).strip()
+    return bool(asked == read)
