@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from nbtune.data.prepare.report import ALIKE, EMPTY
 from tests.fuzz.cases import Silent
 
 PARTS = {"question": "a", "input": "i", "system": "s", "rejected": "r"}
 """Parts of a row beside its answer, each with the letter that its mark begins with."""
+
+NOTHING_TO_LEARN = (EMPTY, ALIKE, "nothing is left of an answer")  # the last: the question alone is too long
 
 
 def mark_of(part: str, mark: str) -> str:
@@ -47,6 +50,23 @@ def check(
         texts = [(*_texts(example, tokenizer), value) for example, value in found]
         for part, wanted in marks_in(rows[number], mark).items():
             _check_part(rows[number], part, wanted, texts)
+
+
+def accounted(prepared: Any, count: int | None) -> None:
+    """See that no row went without a word; where `on_error` is not set, only such with nothing to learn may go.
+
+    Args:
+        count: how many rows there were, where that is known.
+
+    Raises:
+        Silent: one was.
+    """
+    fates = prepared.report.fates
+    if odd := [fate for fate in fates if fate[2] == "dropped" and fate[3] not in NOTHING_TO_LEARN]:
+        raise Silent(f"left out, though errors are to be raised: {odd}")
+    numbers = {example.row for example in prepared.train} | {row for _, row, *_ in fates}
+    if count is not None and numbers != set(range(count)):
+        raise Silent(f"of {count} rows {sorted(numbers)} are told of")
 
 
 def _texts(example: Any, tokenizer: Any) -> tuple[str, str]:

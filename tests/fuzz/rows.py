@@ -15,7 +15,7 @@ from nbtune import data
 from nbtune.data.sources.by_value import spec_with_named_rows
 from nbtune.models import load_tokenizer
 from tests.fuzz.cases import Case
-from tests.fuzz.meant import check, mark_of
+from tests.fuzz.meant import accounted, check, mark_of
 from tests.fuzz.values import mangled, odd, word
 
 ASKED = {"sft": "sft", "pairs": "dpo", "feedback": "kto"}
@@ -84,13 +84,14 @@ def make(chance: random.Random, folder: Path) -> Case:
         rows[at] = changed if isinstance(changed := spoilt(chance, rows[at]), dict) else {"text": changed}
         del good[at]
     end, content = written(chance, rows)
-    if 0.45 < pick <= 0.7:
+    whole = not 0.45 < pick <= 0.7
+    if not whole:
         content, good = mangled(chance, content), {}
     file = folder / f"data{end}"
     file.write_bytes(content)
     if end == ".csv" and not all(map(partial(_fits_a_table, rows[0]), rows)):
         good = {}
-    return Case(lambda: attempt(file, ASKED[kind], rows, good), f"{kind} {end} {content[:1500]!r}")
+    return Case(lambda: attempt(file, ASKED[kind], rows, good, whole), f"{kind} {end} {content[:1500]!r}")
 
 
 def _fits_a_table(first: dict[str, Any], each: dict[str, Any]) -> bool:
@@ -113,9 +114,11 @@ def _tokenizer() -> Any:
     return load_tokenizer("nbtune/tiny")
 
 
-def attempt(file: Path, method: str, rows: list[dict[str, Any]], good: dict[int, str]) -> None:
-    """Prepare a file, and see that its good rows (marks by their numbers) become what they say."""
+def attempt(file: Path, method: str, rows: list[dict[str, Any]], good: dict[int, str], whole: bool = True) -> None:
+    """Prepare a file, and see that its good rows (marks by their numbers) become what they say; the others are told
+    of (those of a `whole` one, whose bytes nobody changed)."""
     spec, variables = spec_with_named_rows({"data": str(file), "method": method, "eval": {"split": 0}}, {}, {}, 1)
     sources = data.resolve(spec.data, variables, base_dir=file.parent)
     prepared = data.prepare_data(sources, _tokenizer(), spec=spec, max_len=512, seed=0)
     check(rows, good, prepared, _tokenizer())
+    accounted(prepared, len(rows) if whole else None)
