@@ -129,9 +129,14 @@ def make(chance: random.Random, folder: Path) -> Case:
         return Case(lambda: attempt(path, folder), f"{family}: bytes of its header")
     before = [list(entry) for entry in pieces.keys]
     done = [chance.choice(hows) for _ in range(chance.choice((1, 1, 1, 2, 3)))]
+    done = [_moved] if chance.random() < 0.25 else done
     said = "; ".join(how(chance, pieces) for how in done)
     path.write_bytes(pieces.whole())
-    told = [key.decode() for key, *value in pieces.keys if [key, *value] not in before] if done == [_number] else []
+    told = (
+        [key.decode() for key, *value in pieces.keys if [key, *value] not in before]
+        if done in ([_number], [_moved])
+        else []
+    )
     unlike = family if told and not _MEANINGLESS.search(told[0]) else ""
     return Case(lambda: attempt(path, folder, unlike), f"{family}: {said}"[:500])
 
@@ -151,6 +156,18 @@ def _number(chance: random.Random, pieces: Pieces) -> str:
         bits = 8 * struct.calcsize(FORMS[entry[1]])
         most = (1 << bits - FORMS[entry[1]].islower()) - 1
         entry[2] = min(chance.choice((*WHOLE, entry[2] * 2, entry[2] + 1)), most)
+    return f"{entry[0]!r} = {entry[2]}"
+
+
+def _moved(chance: random.Random, pieces: Pieces) -> str:
+    """A number that says something of the model is near what it was."""
+    entry = chance.choice([one for one in pieces.keys if one[1] in FORMS and not _MEANINGLESS.search(one[0].decode())])
+    if entry[1] == 7:
+        entry[2] = not entry[2]
+    elif entry[1] in (6, 12):
+        entry[2] *= chance.choice((0.5, 2.0))
+    else:
+        entry[2] = max(entry[2] + chance.choice((-1, 1, entry[2])), 0)
     return f"{entry[0]!r} = {entry[2]}"
 
 

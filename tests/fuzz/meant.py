@@ -11,8 +11,8 @@ import numpy as np
 from nbtune.data.prepare.report import ALIKE, EMPTY
 from tests.fuzz.cases import Silent
 
-PARTS = {"question": "a", "input": "i", "system": "s", "rejected": "r"}
-"""Parts of a row beside its answer, each with the letter that its mark begins with."""
+PARTS = {"question": "a", "input": "i", "system": "s", "rejected": "r", "end": "e"}
+"""Parts of a row beside its answer, each with the letter that its mark begins with; the end is that of a long text."""
 
 NOTHING_TO_LEARN = (EMPTY, ALIKE, "nothing is left of an answer")  # the last: the question alone is too long
 
@@ -79,6 +79,8 @@ def _check_part(row: Mapping[str, Any], part: str, mark: str, texts: list[tuple[
     if not has:
         raise Silent(f"the {part} {mark} of {row} is in nothing that is trained: {texts}")
     is_trained = any(mark in trained for trained, _ in has)
+    if part == "end":
+        return
     if part in ("answer", "rejected") and not is_trained:
         raise Silent(f"the {part} {mark} of {row} is not trained: {texts}")
     if part not in ("answer", "rejected") and is_trained and "text" not in row:

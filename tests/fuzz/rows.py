@@ -77,7 +77,7 @@ def make(chance: random.Random, folder: Path) -> Case:
     rows = [row(chance, kind, mark) for mark in marks]
     good = dict(enumerate(marks))
     if chance.random() < 0.2:
-        rows[0] = lengthened(chance, rows[0])
+        rows[0] = lengthened(rows[0], " and so on" * chance.choice((10, 100, 1000)) + f" {mark_of('end', marks[0])}")
     pick = chance.random()
     if pick <= 0.7:
         at = chance.randrange(len(rows))
@@ -99,14 +99,14 @@ def _fits_a_table(first: dict[str, Any], each: dict[str, Any]) -> bool:
     return each.keys() == first.keys() and all(isinstance(value, str | bool) for value in each.values())
 
 
-def lengthened(chance: random.Random, value: Any) -> Any:
+def lengthened(value: Any, more: str) -> Any:
     """Return a row whose last text goes on, perhaps beyond what a model takes."""
     if isinstance(value, dict):
-        name = list(value)[-1]
-        return {**value, name: lengthened(chance, value[name])}
+        name = [key for key in value if key != "label"][-1]
+        return {**value, name: lengthened(value[name], more)}
     if isinstance(value, list):
-        return [*value[:-1], lengthened(chance, value[-1])]
-    return value + " and so on" * chance.choice((10, 100, 1000)) if isinstance(value, str) else value
+        return [*value[:-1], lengthened(value[-1], more)]
+    return value + more if isinstance(value, str) else value
 
 
 @cache
