@@ -15,9 +15,9 @@ from nbtune.errors import ExportError
 from nbtune.export.gguf.families import family_of
 from nbtune.export.gguf.hf_config import Config, Unwritten
 from nbtune.export.gguf.vocabulary import vocabulary_of
-from nbtune.export.merge import HEAD, embedding_name, outline_of, refuse_quantised
+from nbtune.export.merge import HEAD, embedding_name, outline_of
 from nbtune.export.missing_weights import not_in_base
-from nbtune.export.source import ExportSource, read_json
+from nbtune.export.source import ExportSource, read_json, refuse_quantised
 from nbtune.export.whole_base import left_to_its_class
 from nbtune.models.abilities import Claim
 from nbtune.models.stored_names import pieces_of

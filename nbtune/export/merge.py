@@ -30,8 +30,8 @@ from nbtune.export.gguf.vocabulary import load_tokenizer
 from nbtune.export.missing_weights import fix_of_missing, not_in_base
 from nbtune.export.peft_adapter import AdapterFile
 from nbtune.export.safetensors_reader import Weights, finite, rows_per_chunk
-from nbtune.export.source import ExportedFile, ExportSource, Progress, read_json, scores_of
-from nbtune.models.adapter_targets import rounded_linears
+from nbtune.export.source import ExportedFile, ExportSource, Progress, read_json, refuse_quantised, scores_of
+from nbtune.models.adapter_targets import rounded_linears, turned_linears
 from nbtune.models.experts.stacks import rounded_pieces
 from nbtune.models.heads import Head
 from nbtune.models.outline_facts import outlined
@@ -177,7 +177,9 @@ class MergedModel:
             if self._rounded[0] != name:  # as a whole: the scales' own scales are of the whole tensor
                 from nbtune.models.accelerate.linear_kinds import rounded
 
-                self._rounded = (name, rounded(self.base.get(name).to(self.device), weights))
+                whole = self.base.get(name).to(self.device)
+                turned = weights.four_bit and name in self._turned  # as it is rounded
+                self._rounded = (name, rounded(whole.T.contiguous(), weights).T if turned else rounded(whole, weights))
             return self._rounded[1][start:stop]
         return self._fp32(self.base.rows(self._stored(name), start, stop))
 
@@ -202,6 +204,14 @@ class MergedModel:
             return None
         layers, stored = rounded_linears(model, self.source.weights), pieces_of(model, self.base)
         return frozenset(piece.name for name in layers for piece in stored.get(f"{name}.weight", ()))
+
+    @cached_property
+    def _turned(self) -> frozenset[str]:
+        """What in the files lies as (in, out)."""
+        if (model := outline_of(self.source.base)) is None:
+            return frozenset()
+        stored = pieces_of(model, self.base)
+        return frozenset(piece.name for name in turned_linears(model) for piece in stored.get(f"{name}.weight", ()))
 
     def _fp32(self, stored: torch.Tensor) -> torch.Tensor:
         return stored.to(self.device).float()
@@ -240,18 +250,6 @@ def embedding_name(base: Iterable[str]) -> str | None:
         if name.endswith(_EMBEDDINGS):
             return name
     return None
-
-
-def refuse_quantised(config: dict[str, Any], place: str) -> None:
-    """Raise an `ExportError` for a base whose files hold rounded weights."""
-    quant = config.get("quantization_config")
-    if quant:
-        method = quant.get("quant_method", "quantised")
-        raise ExportError(
-            f"the base is stored quantised ({method}), and there is no exact way to merge into that",
-            place=place,
-            fix="give the 16-bit base as model: (and quantise it in the spec), or export the adapter.",
-        )
 
 
 @dataclass(frozen=True)

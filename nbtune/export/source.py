@@ -133,6 +133,18 @@ def scores_of(source: ExportSource, config: Mapping[str, Any]) -> Head | None:
     return head
 
 
+def refuse_quantised(config: dict[str, Any], place: str) -> None:
+    """Raise an `ExportError` for a base whose files hold rounded weights."""
+    quant = config.get("quantization_config")
+    if quant:
+        method = quant.get("quant_method", "quantised")
+        raise ExportError(
+            f"the base is stored quantised ({method}), and there is no exact way to merge into that",
+            place=place,
+            fix="give the 16-bit base as model: (and quantise it in the spec), or export the adapter.",
+        )
+
+
 def last_part(path: str) -> str:
     """Return the name at the end of a path, of whatever system."""
     return re.split(r"[\\/]", path.rstrip("\\/"))[-1]

@@ -238,6 +238,11 @@ def rounded_linears(model: "nn.Module", weights: "Placement") -> list[str]:
     return [n for n, m in linears(model) if m is not head and n not in past and type(m) in (nn.Linear, Conv1D)]
 
 
+def turned_linears(model: "nn.Module") -> list[str]:
+    """Return the linear layers whose weights lie as (in, out): GPT-2's."""
+    return [name for name, module in linears(model) if type(module).__name__ == "Conv1D"]
+
+
 def _short(wanted: list[str], names: list[str]) -> list[str]:
     """Return ends of names that no other module's name has, as short as can be (adapter_config.json stays readable)."""
     allowed, found = set(wanted), set()

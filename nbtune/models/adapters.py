@@ -10,7 +10,7 @@ from nbtune.errors import SpecError
 from nbtune.models.adapter_file import chosen
 from nbtune.models.adapter_patterns import is_one_of, unfrozen
 from nbtune.models.adapter_targets import Targets, leads_out, linear_names, targets_of, turned
-from nbtune.models.first_values import begin, beside_the_base, by_peft, recall, remember
+from nbtune.models.first_values import begin, beside_the_base, by_peft, is_turned, recall, remember
 from nbtune.models.first_values import check as check_first_values
 from nbtune.models.heads import SCORE, Head, head_of, write_head
 from nbtune.models.transformers_state import hidden_bars
@@ -212,6 +212,7 @@ def save_adapter(
         config |= {"task_type": scores[0].task, "modules_to_save": [*(config["modules_to_save"] or ()), layer]}
     config["base_model_name_or_path"] = _public_name(base or config.get("base_model_name_or_path") or "")
     config["inference_mode"] = True
+    config["fan_in_fan_out"] = bool(config.get("fan_in_fan_out")) or _were_turned(model)
     text = json.dumps(chosen({k: _plain(v) for k, v in config.items()}), indent=2, sort_keys=True)
     (folder / "adapter_config.json").write_text(text + "\n")
     return folder
@@ -241,6 +242,15 @@ def _save_whole(
     written = scores[0].config(config, None)
     (folder / "config.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     write_head(scores[0], folder)
+
+
+def _were_turned(model: "nn.Module") -> bool:
+    """Return whether an adapter goes onto layers of 4 bits whose weights lie as (in, out) in the base: GPT-2's, which
+    are turned as they are rounded."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    return any(is_turned(layer) for layer in layers)
 
 
 def _public_name(name: str) -> str:

@@ -258,14 +258,14 @@ def loftq(model: Any, name: str) -> None:
             module: Any = layers[path.removesuffix(".weight")]
             kept = module.get_base_layer().weight
             rounded = dequantize_4bit(kept.data, kept.quant_state).float()
-            lost = (weight.T if _is_turned(module.get_base_layer()) else weight).to(rounded) - rounded
+            lost = (weight.T if is_turned(module.get_base_layer()) else weight).to(rounded) - rounded
             u, s, vh = torch.linalg.svd(lost, full_matrices=False)
             rank, root = module.r["default"], (s / module.scaling["default"]).sqrt()
             module.lora_A["default"].weight.copy_(root[:rank, None] * vh[:rank])
             module.lora_B["default"].weight.copy_(u[:, :rank] * root[:rank])
 
 
-def _is_turned(layer: Any) -> bool:
+def is_turned(layer: Any) -> bool:
     """Return whether a layer of 4 bits was one whose weight lies as (in, out): GPT-2's."""
     return getattr(getattr(layer, "source_cls", None), "__name__", "") == "Conv1D"
 

@@ -182,6 +182,19 @@ def test_other_labels_than_the_start_tells_apart_are_refused_before_a_model_is_l
     assert run.step == 0
 
 
+@pytest.mark.parametrize("kind", ["qlora", pytest.param("ia3", marks=pytest.mark.slow)])
+def test_turned_weights_of_4_bits_are_merged_as_they_lie(runs: Runs, kind: str, tmp_path: Path) -> None:
+    """GPT-2's: rounded they are turned, in its files they are not, and one of them is square."""
+    from tests.fuzz.pair_trial import is_taken_home
+    from tests.support.tiny_models import save_speaking
+
+    base = save_speaking("gpt2", tmp_path / "base", n_embd=32, n_layer=2, n_head=2)
+    fields, variables = runs.asked(row(), weights="nf4", learning_rate=0.05)
+    fields |= {"model": str(base), "adapter": {"type": kind} if kind == "ia3" else {"type": kind, "r": 4}}
+    run = nbtune.finetune(fields, rows=variables, runs_dir=runs.folder).wait()
+    assert is_taken_home(runs, run, row(), random.Random(0)) is None
+
+
 _LABELLED, _TAGGED = ROWS["labelled"], ROWS["tagged"]
 
 
