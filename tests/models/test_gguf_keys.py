@@ -55,6 +55,8 @@ REFUSED: tuple[tuple[str, str, int, Any], ...] = (
     ("lfm 2 moe", "expert_group_count", WHOLE, 2),
     ("minimax m2", "expert_gating_func", WHOLE, 1),
     ("gpt-oss", "rope.scaling.type", TEXT, b"none"),
+    ("gemma 3n", "rope.scaling.factor", REAL, 8.0),
+    ("gemma 3", "rope.scaling.type", TEXT, b"yarn"),
 )
 
 OFTEN = ("gemma 2", "granite", "mpt", "lfm 2", "hunyuan dense")

@@ -13,7 +13,7 @@ from typing import Any
 from nbtune.models.gguf_file import gemmas, hybrids, mixtures, windows
 from nbtune.models.gguf_file.header import refused
 from nbtune.models.gguf_file.keys import Keys
-from nbtune.models.gguf_file.rotary import rope_parameters
+from nbtune.models.gguf_file.rotary import refuse_half_scaled, rope_parameters
 
 _ALIBI = 8.0  # transformers knows no other
 _ENDS = {"beta_fast": 32.0, "beta_slow": 1.0}  # of yarn, in turns
@@ -79,6 +79,7 @@ def _gemma_scale(keys: Keys, wide: int) -> dict[str, Any]:
 
 
 def _gemma2(keys: Keys) -> dict[str, Any]:
+    refuse_half_scaled(keys.header)
     return {
         **_gemma_scale(keys, 46),
         "sliding_window": windows.window(keys, 4096),
@@ -90,6 +91,9 @@ def _gemma2(keys: Keys) -> dict[str, Any]:
 
 def _gemma3(keys: Keys) -> dict[str, Any]:
     everywhere = rope_parameters(keys.header, keys.head_dim, keys.whole("context_length"), unsaid=1e6)
+    if everywhere["rope_type"] == "yarn":
+        said = f"{keys.arch}.rope.scaling.type is yarn, whose rope.scaling.attn_factor is also that of windows"
+        raise refused(keys.header.place, f"its {said}", "Name its Hub id.")
     size = keys.whole("attention.sliding_window", 0)
     return {
         **_gemma_scale(keys, 62),

@@ -87,7 +87,14 @@ def sparse_3n(layers: int) -> list[float]:
 
 
 def gemma3n(keys: Keys) -> dict[str, Any]:
-    """Return a Gemma 3n's settings."""
+    """Return a Gemma 3n's settings.
+
+    Raises:
+        SpecError: its angles are scaled: no file of one does so, and there is a base of each kind of layers alone.
+    """
+    if rope_parameters(keys.header, keys.head_dim, keys.whole("context_length"))["rope_type"] != "default":
+        said = f"{keys.arch}.rope.scaling.factor, rope.scaling.type or rope.scale_linear"
+        raise refused(keys.header.place, f"its {said} scales angles", "Name its Hub id.")
     theta = {_FULL: keys.real("rope.freq_base"), _SLIDING: keys.real("rope.freq_base_swa", 10000.0)}
     return {
         "hidden_activation": "gelu_pytorch_tanh",
