@@ -22,7 +22,7 @@ from tests.support.gguf_keys import REAL, WHOLE, Outcome, Probe, same
 ONCE = {
     "llama 3, smollm, deepseek distilled": "causal|rope.scaling.type|rope.scaling.attn|rope.scale_linear",
     "gemma 2": "sliding_window|softcapping|finetuned",
-    "gemma 3": "sliding_window$|final_logit",
+    "gemma 3": "sliding_window$|final_logit|freq_base$",
     "phi 3": "sliding_window|rope.scaling.factor",
     "gpt-oss": "scaling.type|pattern|freq_base_swa|original_context",
     "deepseek v2": "gating|expert_weights_norm|expert_weights_scale|scale_linear|rms_epsilon",

@@ -90,7 +90,7 @@ def _gemma2(keys: Keys) -> dict[str, Any]:
 
 
 def _gemma3(keys: Keys) -> dict[str, Any]:
-    everywhere = rope_parameters(keys.header, keys.head_dim, keys.whole("context_length"), unsaid=1e6)
+    everywhere = rope_parameters(keys.header, keys.head_dim, keys.whole("context_length"))
     if everywhere["rope_type"] == "yarn":
         said = f"{keys.arch}.rope.scaling.type is yarn, whose rope.scaling.attn_factor is also that of windows"
         raise refused(keys.header.place, f"its {said}", "Name its Hub id.")

@@ -16,25 +16,25 @@ TENSORS = {_FACTORS, _LONG, _SHORT}
 _ATTENTION = "rope.scaling.attn_factor"
 _USUAL = ((1.0, 4.0),)  # where Llama 3.1's scaling begins and ends
 _NEAR = 1e-3
+_BASE = 10000.0  # where a file says none, as llama.cpp has it
 _SHORTEST = 8  # tokens that yarn may have been made of: of fewer, its ends cross
 _STILL = 1e15  # what is divided by more turns nothing
 _NO_SCALING = "its rotary factors are of no scaling that transformers has"
 
 
-def rope_parameters(header: GgufHeader, head_dim: int, context: int, unsaid: float = 10000.0) -> dict[str, Any]:
+def rope_parameters(header: GgufHeader, head_dim: int, context: int) -> dict[str, Any]:
     """Return transformers' rotary parameters.
 
     Args:
         header: of the file.
         head_dim: width of a head.
         context: tokens that the model was made for.
-        unsaid: the base where the file says none.
 
     Raises:
         SpecError: a scaling that transformers has no equal for.
     """
     arch = header.arch
-    theta, turned = header.real(f"{arch}.rope.freq_base", unsaid), header.whole(f"{arch}.rope.dimension_count", 0)
+    theta, turned = header.real(f"{arch}.rope.freq_base", _BASE), header.whole(f"{arch}.rope.dimension_count", 0)
     out: dict[str, Any] = {"rope_type": "default", "rope_theta": theta}
     if turned > head_dim:
         raise refused(
