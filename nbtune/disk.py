@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,8 +18,8 @@ E = TypeVar("E", bound=NbtuneError)
 
 _MARGIN = 16 << 20  # bytes; the file system's own tables
 FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
-_DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
-DISK_ERRORS = (*FULL, errno.EFBIG, *_DENIED, errno.EIO, getattr(errno, "ESTALE", errno.EIO))
+DENIED = (errno.EROFS, errno.EACCES, errno.EPERM)
+DISK_ERRORS = (*FULL, errno.EFBIG, *DENIED, errno.EIO, getattr(errno, "ESTALE", errno.EIO))
 _NO_SUCH_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 # What helps: where the disk is full, where it may not be written, and otherwise.
@@ -36,12 +38,44 @@ _FIXES: dict[type[NbtuneError], tuple[str, str, str]] = {
 }
 
 
+def home_folder() -> Path:
+    """Return the user's home folder; of a user who has none (a container's number without a name), the root."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path(Path.cwd().anchor)
+
+
 def cache_folder() -> Path:
     """Return where nbtune keeps what it can make again: ``$NBTUNE_CACHE``, or ``nbtune`` in the user's cache folder; it
-    need not exist."""
-    own = os.environ.get("NBTUNE_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(own).expanduser() if own else home / "nbtune"
+    need not exist. Where that cannot be made (a container, CI): a folder of this user alone among the temporary ones.
+    """
+    if own := os.environ.get("NBTUNE_CACHE"):
+        return Path(own).expanduser()
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or home_folder() / ".cache") / "nbtune"
+    if usual.exists() or can_be_written(usual):
+        return usual
+    return _of_this_user_alone() or usual
+
+
+def can_be_written(folder: Path) -> bool:
+    """Return whether something can be written into a folder, which is made where it is not there."""
+    nearest = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    return os.access(nearest, os.W_OK | os.X_OK)
+
+
+def _of_this_user_alone() -> Path | None:
+    """Return a folder among the temporary ones that nobody else can read or has made; None where there is none."""
+    if not hasattr(os, "getuid"):
+        return None
+    place = Path(tempfile.gettempdir()) / f"nbtune-{os.getuid()}"
+    with suppress(OSError):
+        with suppress(FileExistsError):
+            place.mkdir(mode=0o700)
+        found = place.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+            return place
+    return None
 
 
 def gigabytes(count: int) -> str:
@@ -92,7 +126,7 @@ def disk_error(error: OSError, kind: type[E], what: str = "", *, place: str = ""
     reason = error.strerror or str(error)
     if error.errno in FULL:
         cause, fix = "the disk is full", full
-    elif error.errno in _DENIED:
+    elif error.errno in DENIED:
         cause, fix = "this place cannot be written to", denied
     else:
         cause = f"{reason} ({error.filename or Path(place).name})"

@@ -24,7 +24,7 @@ def user_cache() -> Path:
     if loaded is not None:
         return Path(loaded.HF_HUB_CACHE).absolute()
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
-    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub").expanduser().absolute()
+    return Path(os.path.expanduser(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")).absolute()
 
 
 def shared_caches() -> list[Path]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nbtune import device as machine
 from nbtune import hub_cache
 from nbtune.device.limits import share_in_words
-from nbtune.disk import free_bytes
+from nbtune.disk import cache_folder, free_bytes, home_folder
 from nbtune.errors import NbtuneError
 from nbtune.spec import RunSpec
 
@@ -266,7 +266,7 @@ def _lab_prefix() -> Path | None:
 
 
 def _labextensions(prefix: Path) -> list[Path]:
-    roots = [prefix / "share/jupyter", Path.home() / ".local/share/jupyter", Path("/usr/local/share/jupyter")]
+    roots = [prefix / "share/jupyter", home_folder() / ".local/share/jupyter", Path("/usr/local/share/jupyter")]
     roots += [Path(entry) for entry in os.environ.get("JUPYTER_PATH", "").split(os.pathsep) if entry]
     return [root / "labextensions" for root in roots]
 
@@ -274,8 +274,7 @@ def _labextensions(prefix: Path) -> list[Path]:
 def _disk() -> Iterator[Finding]:
     for topic, folder in {"runs folder": _runs_root(), "Hub cache": hub_cache.user_cache()}.items():
         folder_there = next(parent for parent in (folder, *folder.parents) if parent.exists())
-        free = free_bytes(folder_there)
-        text = f"{_short(folder)}, {_gib(free)} free"
+        text = f"{_short(folder)}, {_gib(free := free_bytes(folder_there))} free"
         if not _writable(folder_there):
             fix = "set NBTUNE_RUNS" if topic == "runs folder" else "set HF_HOME; what is there can still be read"
             yield Finding(topic, "problem" if topic == "runs folder" else "note", f"{text}, cannot be written", fix)
@@ -283,6 +282,8 @@ def _disk() -> Iterator[Finding]:
             yield Finding(topic, "note", text, "little: a 7B model takes 15 GB, its checkpoints some more")
         else:
             yield Finding(topic, "ok", text)
+    if (cache := cache_folder()).parent == Path(tempfile.gettempdir()):
+        yield Finding("nbtune's cache", "note", f"{cache}, since home cannot be written", "set NBTUNE_CACHE to keep it")
 
 
 def _shared() -> Iterator[Finding]:
@@ -391,8 +392,7 @@ def _runs_root() -> Path:
 
 def _short(path: Path) -> str:
     """Return a path with the home folder as ~, as it may be pasted into an issue."""
-    home = str(Path.home())
-    text = str(path)
+    home, text = str(home_folder()), str(path)
     return "~" + text[len(home) :] if home != "/" and text.startswith(home + os.sep) else text
 
 

@@ -18,6 +18,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from nbtune.disk import home_folder
 from nbtune.errors import NbtuneError
 
 LARGEST = 64 << 20  # bytes; what nbtune itself writes as one JSON value is far below
@@ -76,7 +77,7 @@ def from_here(path: Path, start: Path | None = None) -> str:
     whose it is."""
     with suppress(ValueError):
         return path.absolute().relative_to(start or Path.cwd()).as_posix()
-    home = Path.home()
+    home = home_folder()
     under_home = path.is_relative_to(home) and home != home.parent  # a home that is the root says nothing
     return f"~/{path.relative_to(home).as_posix()}" if under_home else path.as_posix()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbtune.data.prepare.labels import labels_of
 from nbtune.data.sources.snapshot import changed_rows
+from nbtune.disk import home_folder
 from nbtune.errors import SpecError, TrainError
 from nbtune.methods import METHODS
 from nbtune.models.first_values import FILE as FIRST_VALUES
@@ -150,7 +151,7 @@ def _others(folder: Path) -> TrainError:
 def portable(spec: RunSpec) -> RunSpec:
     """Return the spec with the home folder written as ``~`` (a run folder can be shared), and a
     model's folder or file in full."""
-    home = str(Path.home())
+    home = str(home_folder())
 
     def short(text: str) -> str:
         return "~" + text[len(home) :].replace(os.sep, "/") if text.startswith(home + os.sep) else text

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+from nbtune.disk import DENIED
+
 _TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
 _LATER = "push again later; what has been uploaded is not sent again."
 
@@ -90,6 +94,8 @@ def explain(error: BaseException, repo: str, step: str) -> dict[str, str]:
         return {"cause": f"the connection to the Hub broke at {step}", "fix": _LATER}
     if isinstance(error, OSError) and error.filename:
         return {"cause": f"a file cannot be read ({error.strerror})", "fix": "export again, and push."}
+    if isinstance(error, OSError) and any(os.strerror(number) in str(error) for number in DENIED):  # hf_xet's own words
+        return {"cause": "huggingface_hub cannot write into its cache", "fix": "set HF_HOME to a folder of yours."}
     return {"cause": f"{step} failed ({type(error).__name__})", "fix": _LATER}
 
 

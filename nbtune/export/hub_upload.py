@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import time
 import warnings
@@ -22,8 +23,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.child_process import ChildDied, ChildProcess, ChildSilent, ParentProcess
+from nbtune.disk import cache_folder, can_be_written
 from nbtune.errors import HubError, NbtuneError
 from nbtune.export.hub_errors import explain, is_transient, retry_after, status_of
+from nbtune.hub_cache import user_cache
 from nbtune.untrusted import refuse_links
 
 if TYPE_CHECKING:
@@ -154,6 +157,8 @@ def _upload(
     """
     at, made = "start", ""
     environment = {"HF_HUB_DISABLE_PROGRESS_BARS": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if not (os.environ.get("HF_XET_CACHE") or can_be_written(user_cache().parent)):
+        environment["HF_XET_CACHE"] = str(cache_folder() / "xet")  # its uploads write there, and end where they cannot
     with ChildProcess(["-m", __name__], environment=environment) as child:
         try:
             child.say(_with_token(request))

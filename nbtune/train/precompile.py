@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from nbtune import device as machine
 from nbtune.child_process import ChildDied, ChildProcess, ParentProcess
+from nbtune.disk import home_folder
 from nbtune.methods import METHODS
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _start() -> ChildProcess | None:
 
 def _mark(spec: RunSpec) -> Path:
     """Return an empty file in Triton's cache: a run like this one has compiled its kernels into it."""
-    home = Path(os.environ.get("TRITON_HOME") or Path.home())
+    home = Path(os.environ.get("TRITON_HOME") or home_folder())
     cache = Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache")
     settings = spec.model_dump(mode="json")
     versions = [_version(name) for name in ("nbtune", "triton", "torch")]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+
+from nbtune.disk import home_folder
 
 _CONTROLS = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _TURNS = re.compile("[\u202a-\u202e\u2066-\u2069]")  # they would turn around the words next to them, too
@@ -25,5 +26,5 @@ def clean(text: object, limit: int = 2000) -> str:
 
 def without_home(path: object) -> str:
     """Return a path as people write it: the home folder is `~`, so that a saved notebook does not tell whose it is."""
-    text, home = str(path), str(Path.home())
+    text, home = str(path), str(home_folder())
     return "~" + text[len(home) :] if home != "/" and (text == home or text.startswith(home + "/")) else text

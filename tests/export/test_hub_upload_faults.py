@@ -14,7 +14,7 @@ import pytest
 from nbtune.errors import HubError
 from nbtune.export.hub_upload import check_push, push_folder
 from tests.support.every import every
-from tests.support.fake_hub import TOKEN, FakeHub
+from tests.support.fake_hub import TOKEN, FakeHub, run_client
 
 PLACES = {
     "making the repository": ("POST", "/api/repos/create"),
@@ -291,4 +291,17 @@ def test_the_xet_path(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     push_folder(made, "ada/demo", patience=30)
     assert hub.xorbs
     assert not any(method == "PUT" for method, _, _ in hub.requests)
+    assert hub.files("ada/demo") == contents(made)
+
+
+def test_a_cache_that_cannot_be_written_is_no_end_of_a_push(hub: FakeHub, tmp_path: Path) -> None:
+    """As in CI, with a home folder that is only read: hf_xet writes into the Hub's cache while it uploads."""
+    pytest.importorskip("hf_xet")
+    made, home = folder(tmp_path / "a", size=3_000_000), tmp_path / "ci"
+    home.mkdir()
+    (home / "hf").write_text("a file, in which no folder can be made, by root either")
+    push = f"from nbtune.export.hub_upload import push_folder\nprint(push_folder({str(made)!r}, 'ada/demo'))"
+    done = run_client(f"import os\nos.environ.pop('HF_HUB_DISABLE_XET')\n{push}", hub, home)
+    assert done.returncode == 0, done.stderr
+    assert hub.xorbs
     assert hub.files("ada/demo") == contents(made)

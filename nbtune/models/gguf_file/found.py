@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nbtune.disk import home_folder
 from nbtune.models.config_facts import ModelFacts, facts_by_config
 from nbtune.models.gguf_file.configs import config_of
 from nbtune.models.gguf_file.header import read_header
@@ -20,7 +21,7 @@ def gguf_files() -> list[str]:
     """Return them as a spec's `model` may name them; of a model in parts the first. What no model is called is left
     out."""
     mine = [path.name for path in sorted(Path.cwd().glob("*.gguf"))]
-    home = Path.home()
+    home = home_folder()
     theirs = [
         f"~/{path.relative_to(home).as_posix()}"
         for folder in _LM_STUDIO
