@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import os
+import queue
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _FOLDERS = {"model": "models", "dataset": "datasets"}
@@ -98,18 +100,34 @@ def silence(kind: str, repo: str) -> Exception | None:
     if begun - before < _REMEMBERED:
         return said
     wait = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or _WAIT)
-    try:
-        HfApi().repo_info(repo, repo_type=kind, timeout=wait)
-    except OfflineModeIsEnabled:
+    error = _answer(lambda: HfApi().repo_info(repo, repo_type=kind, timeout=wait), wait)
+    if isinstance(error, OfflineModeIsEnabled):
         return None
-    except (HfHubHTTPError, HFValidationError):
-        pass
-    except Exception as error:  # noqa: BLE001 — whatever the transport raises; a refusal comes at once, and is not remembered
-        if "Timeout" in type(error).__name__:
+    if error is not None and not isinstance(error, HfHubHTTPError | HFValidationError):
+        if "Timeout" in type(error).__name__:  # a refusal comes at once, and is not remembered
             _asked[constants.ENDPOINT] = time.monotonic(), error
         return error
     _asked[constants.ENDPOINT] = time.monotonic(), None
     return None
+
+
+def _answer(ask: Callable[[], object], wait: float) -> Exception | None:
+    """Return what a question ends with; a `TimeoutError` after so many seconds in all, since a client waits as long for
+    each address of a name, and for each byte of an answer."""
+    ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def asking() -> None:
+        try:
+            ask()
+            ended.put(None)
+        except Exception as error:  # noqa: BLE001 — whatever the transport raises
+            ended.put(error)
+
+    threading.Thread(target=asking, name="nbtune asks the Hub", daemon=True).start()
+    try:
+        return ended.get(timeout=wait)
+    except queue.Empty:
+        return TimeoutError(f"no answer within {wait:g} seconds")
 
 
 def distrusted(error: BaseException) -> tuple[str, str] | None:

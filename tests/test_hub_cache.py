@@ -294,7 +294,7 @@ def asked(hub: FakeHub, home: Path, *names: str, **part: str) -> tuple[list[obje
     return json.loads(done.stdout), [path for _, path, _ in hub.requests]
 
 
-@pytest.mark.parametrize("how", ["drop", "stall"])
+@pytest.mark.parametrize("how", ["drop", "stall", "loris"])
 def test_a_hub_that_is_silent_is_asked_once_and_what_was_downloaded_is_used(how: str, tmp_path: Path) -> None:
     """Its libraries ask six times within half a minute, or wait without end, where nothing is cached."""
     files = {path.name: (path.read_bytes(), False) for path in embedded.path().iterdir() if path.is_file()}

@@ -106,7 +106,9 @@ def describe(
     if mps:
         return DeviceFacts("mps", "Apple GPU", total, max(0, free), bf16=True, unified=True, **host)
     name = platform.processor() or platform.machine() or "CPU"
-    return DeviceFacts("cpu", f"CPU ({name}, {cores} cores)", total, max(0, free), bf16=False, **host)
+    return DeviceFacts(
+        "cpu", f"CPU ({name}, {cores} core{'s' if cores != 1 else ''})", total, max(0, free), bf16=False, **host
+    )
 
 
 def rocm() -> bool:

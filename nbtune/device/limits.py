@@ -50,7 +50,7 @@ def share_in_words() -> str:
     of_all = f" (of {visible} in the machine{f': {quota.why}' if quota else ''})" if cores < visible else ""
     whose = f": {most.why}" if most else ""
     free, total = (f"{count / 2**30:.1f} GiB" for count in (ram_available(), ram_total()))
-    return f"{cores} cores{of_all}, {free} of {total} RAM free{whose}"
+    return f"{cores} core{'s' if cores != 1 else ''}{of_all}, {free} of {total} RAM free{whose}"
 
 
 def threads_wished() -> int:

@@ -40,9 +40,13 @@ def site_limit(key: str) -> Limit | None:
     """Return what the machine's owner allows: bytes of `vram_gib` and `ram_gib`, a number of `threads`.
 
     Raises:
-        PlanError: the file cannot be read, or says something else.
+        PlanError: the file cannot be read, or says something else; the one that is named is not there.
     """
     named = os.environ.get("NBTUNE_SITE")
+    if named and not Path(named).exists():
+        raise PlanError(
+            "NBTUNE_SITE names a file that is not there", place=named, fix=f"unset it, or make the file: {_FIX}"
+        )
     return smallest(*(_read(path, key) for path in (_ETC, *([Path(named)] if named else []))))
 
 

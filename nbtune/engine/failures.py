@@ -74,7 +74,7 @@ def room_for(needed: int, folder: Path) -> None:
         raise PlanError(
             f"the checkpoints need {_size(needed)} of disk, and {_size(free)} are free",
             place=folder.parent.name,
-            fix="free some space, or keep runs elsewhere: `--runs DIR`, or NBTUNE_RUNS before the notebook starts",
+            fix="free some space, or keep runs elsewhere: `--runs DIR`, or in a notebook `%env NBTUNE_RUNS=DIR`",
         )
 
 

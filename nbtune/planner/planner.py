@@ -381,9 +381,9 @@ def _nothing_fits(spec: RunSpec, device: DeviceFacts, smallest: Fit, weights: Pl
         fix = "leave `micro_batch_size` out, so that the plan can choose"
     else:
         fix = "write a shorter `sequence_len`, or take a smaller model"
-    within = f", within {device.cap / 2**30:.1f} GiB by {device.cap_why}" if device.cap else ""
+    within = f" ({device.cap_why} allows {device.cap / 2**30:.1f} GiB)" if device.cap else ""
     return PlanError(
         f"it does not fit: the smallest way (activations {policy}, micro-batch {micro}) needs {need / 2**30:.1f} GiB, "
-        f"{device.name} has {available(device) / 2**30:.1f} GiB free, not all of which is given away{within}",
+        f"{device.name} has {available(device) / 2**30:.1f} GiB free, some of which is left to others{within}",
         fix=fix,
     )

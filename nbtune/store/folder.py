@@ -92,7 +92,7 @@ def create(root: Path, name: str, spec: RunSpec) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         raise TrainError(
             f"no run can be kept in {root.name}/: {error.strerror or error}",
-            fix="choose another place with `--runs DIR` or NBTUNE_RUNS",
+            fix="choose another place with `--runs DIR`, or NBTUNE_RUNS (in a notebook `%env NBTUNE_RUNS=DIR`)",
         ) from error
     return folder
 

@@ -83,7 +83,7 @@ def test_a_container_of_one_core_and_two_gib_plans_one_thread_and_no_more_than_i
 
 def test_what_does_not_fit_says_whose_limit_it_is(big_machine: Path) -> None:
     write(big_machine, "0::/\n", **V2)
-    with pytest.raises(PlanError, match=r"within 2\.0 GiB by the limit of its container"):
+    with pytest.raises(PlanError, match=r"the limit of its container \(cgroup\) allows 2\.0 GiB"):
         nbtune.plan(data=ROWS, steps=2, device="cpu", micro_batch_size=512, sequence_len=2048)
 
 
@@ -130,7 +130,9 @@ def test_of_the_shares_of_a_group_and_those_above_it_the_smallest_counts_in_whol
     assert (limit.value if limit else None) == cores
     assert device.cpu_count() == (cores or 64)
     said = limits.share_in_words()
-    assert said.startswith(f"{cores} cores (of 64 in the machine: " if cores else "64 cores, ")
+    assert said.startswith(
+        f"{cores} core{'s' if cores != 1 else ''} (of 64 in the machine: " if cores else "64 cores, "
+    )
     assert said.endswith("200.0 GiB of 256.0 GiB RAM free")
     write(big_machine, "0::/a\n", a__memory_dot_max=str(2 * GIB), a__memory_dot_current="0")
     assert "container" in limits.share_in_words().partition("2.0 GiB of 2.0 GiB RAM free: ")[2]
@@ -194,6 +196,15 @@ def test_a_site_file_that_is_named_limits_further_and_never_grants(
         (big_machine / "mine.toml").write_text(text)
         monkeypatch.setenv("NBTUNE_SITE", str(big_machine / "mine.toml"))
         assert device.cpu_count() == threads
+
+
+def test_a_site_file_that_is_named_and_not_there_limits_nobody_in_silence(
+    big_machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A letter wrong in its name, and thirty students would have no limit."""
+    monkeypatch.setenv("NBTUNE_SITE", str(big_machine / "miine.toml"))
+    with pytest.raises(PlanError, match="not there"):
+        device.describe(device.pick("cpu"))
 
 
 def test_a_run_works_by_the_threads_that_it_may_have(big_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
