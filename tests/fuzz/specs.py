@@ -134,4 +134,6 @@ def changed(asked: Mapping[Any, Any], read: Mapping[str, Any], at: str = "") -> 
 def _same(asked: bool | float | str, read: bool | float | str) -> bool:
     if isinstance(read, str) or isinstance(asked, str):
         return str(asked).strip() == str(read).strip()
+    if isinstance(read, float) and not isinstance(asked, bool) and abs(asked) < 1e308:
+        return float(asked) == read  # of 10**30 the nearest there is
     return bool(asked == read)
