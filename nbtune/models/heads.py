@@ -154,10 +154,11 @@ def add_head(model: "nn.Module", head: Head, *, seed: int, pad: int | None = Non
 
 
 def unasked(model: Any) -> "list[nn.Parameter]":
-    """Return the numbers of a model's own head, which has no part in scores: none where they are the embedding's."""
+    """Return the numbers of a model's own head, which has no part in scores: none that are the embedding's, too, as
+    single tokens' trained rows are where both are one."""
     own = model.get_output_embeddings()
-    apart = own is not None and own.weight is not model.get_input_embeddings().weight
-    return list(own.parameters()) if apart else []
+    shared = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
+    return [] if own is None else [parameter for parameter in own.parameters() if id(parameter) not in shared]
 
 
 def with_outputs(facts: ModelFacts, head: Head | None) -> ModelFacts:

@@ -20,7 +20,7 @@ from nbtune.errors import NbtuneError
 from tests.engine.test_asked import trained
 from tests.fuzz.cases import Verdict, verdict_on
 from tests.fuzz.pair_levels import FIRST, ROWS, model_of
-from tests.fuzz.pair_trial import Runs
+from tests.fuzz.pair_trial import Runs, saved
 from tests.fuzz.pairs import of_row
 from tests.support.every import some
 
@@ -306,3 +306,17 @@ def test_a_sample_of_them(number: int, tmp_path: Path) -> None:
     """`make fuzz` tries more."""
     verdict = trial_of(SAMPLE[number], tmp_path)
     assert verdict.outcome == "accepted", verdict
+
+
+@pytest.mark.parametrize("model", ["tied", pytest.param("gemma", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["classification", "prm"])
+def test_single_tokens_are_trained_beside_a_head_of_scores_where_the_models_own_is_its_embedding(
+    runs: Runs, model: str, method: str
+) -> None:
+    levels = row(model=model, method=method, adapter="tokens")
+    delta = "embed_tokens.token_adapter.trainable_tokens_delta.default"
+    one, two = (runs.trained(levels, steps=count) for count in (1, 2))
+    first, second = (saved(run)[f"base_model.model.model.{delta}"] for run in (one, two))
+    assert not torch.equal(first, second)
+    on = runs.trained({**levels, "start": "a folder"}, steps=1)
+    assert on.state == "finished"
