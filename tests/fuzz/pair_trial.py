@@ -292,7 +292,9 @@ def is_the_same_divided_otherwise(runs: Runs, run: Any, row: Row, chance: random
 def does_something(runs: Runs, run: Any, row: Row, chance: random.Random) -> str | None:
     """Leave out one thing that was set: another run, or somebody said so."""
     same_by_signs = ("clip",) if row["clip"] == "unclipped" or "lion" in row["optimizer"] else ()
-    set_here = [factor for factor in MOVES if row[factor] != FIRST[factor] and factor not in same_by_signs]
+    unseen = ("schedule",) if row["ends"] == "early" else ()  # which falls behind the step that ends it
+    kept_out = (*same_by_signs, *unseen)
+    set_here = [factor for factor in MOVES if row[factor] != FIRST[factor] and factor not in kept_out]
     if not set_here:
         return None
     factor = chance.choice(set_here)
