@@ -39,7 +39,8 @@ def with_labels(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
 def labels_at_hand(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
     """Return what `with_labels` does where all rows are at hand: few, in memory or in a file; else the spec as it is.
 
-    >>> spec = nbtune.spec.from_mapping({"data": "rows", "method": "classification"})
+    >>> learns = next(method for method in nbtune.methods.METHODS.values() if method.names_labels)
+    >>> spec = nbtune.spec.from_mapping({"data": "rows", "method": learns.name})
     >>> rows = [{"text": "It was good.", "label": "good"}, {"text": "It was bad.", "label": "bad"}]
     >>> nbtune.data.labels_at_hand(spec, nbtune.data.resolve(spec.data, {"rows": rows})).labels
     ('bad', 'good')
