@@ -99,7 +99,7 @@ _LAYERS: dict[Any, str] = {}
 
 
 def _layer_in(kind: Any, config: Any, of: Literal["text", "token"]) -> str:
-    """Look at such a model without its numbers; once a class."""
+    """Look at such a model without its numbers; once a class that has one."""
     import torch
     from torch import nn
 
@@ -110,7 +110,9 @@ def _layer_in(kind: Any, config: Any, of: Literal["text", "token"]) -> str:
             made = kind(asked)
         rest = {n: m for n, m in made.named_children() if n != made.base_model_prefix and not isinstance(m, nn.Dropout)}
         layers = [n for n, m in rest.items() if isinstance(m, nn.Linear) and (m.bias is not None) == (of == "token")]
-        _LAYERS[kind] = layers[0] if len(layers) == len(rest) == 1 else ""
+        if len(layers) != 1 or len(rest) != 1:
+            return ""
+        _LAYERS[kind] = layers[0]
     return _LAYERS[kind]
 
 

@@ -75,6 +75,7 @@ def test_what_a_card_shows_of_scores_is_what_the_run_says(method: str, start: An
         elif method == "classification":
             assert ast.literal_eval(shown[0]) == pytest.approx(run.score(["Hello"])[0], abs=5e-3)
         else:
+            assert "lines" in names, code
             words = names["lines"]
             assert [line.partition(" ")[0] for line in shown] == words
             for line, expected in zip(shown, run.score([words])[0], strict=True):
