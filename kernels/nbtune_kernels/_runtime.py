@@ -113,14 +113,12 @@ class Rows(NamedTuple):
     inner_stride: int
 
 
-def row_layout(x: Tensor, *, written: bool = False) -> Rows:
+def row_layout(x: Tensor) -> Rows:
     """Return the rows of `x [..., H]` as two nested strides, which covers slices of packed buffers and heads inside
     them.
 
-    A tensor that has no such layout is copied.
-
-    Raises:
-        ValueError: it has none, and is to be `written`.
+    A tensor that has no such layout (heads that lie before their tokens, as some attention kernels leave gradients) is
+    copied: what is written goes through `landed`.
     """
     width = x.shape[-1]
     if x.is_contiguous():
@@ -134,14 +132,18 @@ def row_layout(x: Tensor, *, written: bool = False) -> Rows:
         else:
             groups.append((size, stride))
     if x.stride(-1) != 1 or len(groups) > 2:
-        if written:
-            raise ValueError(f"cannot write rows of a tensor with shape {tuple(x.shape)} and strides {x.stride()}")
         return Rows(x.contiguous(), 1, width, 0)
     if not groups:
         return Rows(x, 1, width, 0)
     if len(groups) == 1:
         return Rows(x, 1, groups[0][1], 0)
     return Rows(x, groups[1][0], groups[0][1], groups[1][1])
+
+
+def landed(written: Rows, out: Tensor) -> None:
+    """Copy the rows that were written for `out`, where they are not its own."""
+    if written.tensor is not out:
+        out.copy_(written.tensor)
 
 
 def fresh(x: Tensor) -> Tensor:

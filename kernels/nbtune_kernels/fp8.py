@@ -138,9 +138,11 @@ def scaled_product(
         bias: `[O]` in dtype.
     """
     if q.is_cuda:
-        return torch._scaled_mm(
-            q, weight.t(), scale_a=scale[:, None], scale_b=weight_scale[None], bias=bias, out_dtype=dtype,
+        added = None if dtype == torch.float32 else bias  # cuBLAS adds one to 16-bit results alone
+        y = torch._scaled_mm(
+            q, weight.t(), scale_a=scale[:, None], scale_b=weight_scale[None], bias=added, out_dtype=dtype,
             use_fast_accum=True,
         )  # fmt: skip
+        return y if bias is None or added is not None else y.add_(bias)
     y = (q.float() * scale[:, None]) @ (weight.float() * weight_scale[:, None]).t()
     return (y if bias is None else y + bias).to(dtype)

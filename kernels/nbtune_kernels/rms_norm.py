@@ -22,6 +22,7 @@ from nbtune_kernels._runtime import (
     compute_capability,
     fresh,
     jit,
+    landed,
     next_power_of_2,
     op,
     row_layout,
@@ -146,22 +147,26 @@ def _tile(width: int) -> tuple[int, int]:
 
 
 def _launch_forward(x, weight, residual, eps, offset, cast, scale, post, y, h, rstd, known) -> None:
-    xs, ys = row_layout(x), row_layout(y, written=True)
+    xs, ys = row_layout(x), row_layout(y)
     rs = row_layout(residual) if residual is not None else xs
-    hs = row_layout(h, written=True) if h is not None else xs
+    hs = row_layout(h) if h is not None else xs
     n, width = rstd.shape[0], x.shape[-1]
     block_r, block_h = _tile(width)
     _forward_kernel[(cdiv(n, block_r),)](
-        xs.tensor, weight if weight is not None else x, rs.tensor, y, hs.tensor, rstd, n, width, eps, offset, scale,
+        xs.tensor, weight if weight is not None else x, rs.tensor, ys.tensor, hs.tensor, rstd,
+        n, width, eps, offset, scale,
         *xs[1:], *rs[1:], *ys[1:], *hs[1:],
         PRE=residual is not None and not post, POST=residual is not None and post, WEIGHT=weight is not None, CAST=cast,
         KNOWN=known, BLOCK_R=block_r, BLOCK_H=block_h,
         **FUSED, num_warps=warps_for("rms_norm", compute_capability(x.device), block_r * block_h),
     )  # fmt: skip
+    landed(ys, y)
+    if h is not None:
+        landed(hs, h)
 
 
 def _launch_backward(dy, x, weight, rstd, offset, cast, dresidual, dx, dweight) -> None:
-    gs, xs, ds = row_layout(dy), row_layout(x), row_layout(dx, written=True)
+    gs, xs, ds = row_layout(dy), row_layout(x), row_layout(dx)
     rs = row_layout(dresidual) if dresidual is not None else xs
     n, width = rstd.shape[0], x.shape[-1]
     block_r, block_h = _tile(width)
@@ -171,7 +176,8 @@ def _launch_backward(dy, x, weight, rstd, offset, cast, dresidual, dx, dweight) 
         [] if dweight is None else [dweight], blocks, launch("rms_norm_backward", capability)["programs_per_sm"], rstd
     )
     _backward_kernel[(sums.programs,)](
-        gs.tensor, xs.tensor, weight if weight is not None else x, rs.tensor, rstd, dx, sums.buffer, n, width, offset,
+        gs.tensor, xs.tensor, weight if weight is not None else x, rs.tensor, rstd, ds.tensor, sums.buffer,
+        n, width, offset,
         *gs[1:], *xs[1:], *rs[1:], *ds[1:], blocks,
         WEIGHT=weight is not None, CAST=cast, RES=dresidual is not None, DW=dweight is not None,
         BLOCK_R=block_r, BLOCK_H=block_h,
@@ -179,6 +185,7 @@ def _launch_backward(dy, x, weight, rstd, offset, cast, dresidual, dx, dweight) 
         num_warps=warps_for("rms_norm_backward", capability, block_r * block_h),
     )  # fmt: skip
     sums.total()
+    landed(ds, dx)
 
 
 # ---------------------------------------------------------------- plain torch

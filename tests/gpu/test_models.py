@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from nbtune.models.accelerate import apply
 from nbtune.models.adapters import add_adapter
@@ -21,13 +28,17 @@ pytestmark = [
 ]
 
 
-def make(dtype: torch.dtype, window: int | None = None) -> Any:
+def make(dtype: torch.dtype, window: int | None = None, family: str = "") -> Any:
     torch.manual_seed(0)
     sizes = {
         "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 4, "num_attention_heads": 8,
         "num_key_value_heads": 2, "vocab_size": 4096,
     }  # fmt: skip
     stock: Any = LlamaForCausalLM(LlamaConfig(**sizes)) if window is None else None
+    if family:
+        options = {"head_dim": 64, "sliding_window": 96, "layer_types": ["sliding_attention", "full_attention"] * 2}
+        of_gemma = {**options, "query_pre_attn_scalar": 64} if family == "gemma3_text" else {}
+        stock = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **of_gemma))
     stock = stock or MistralForCausalLM(MistralConfig(**sizes, sliding_window=window))
     model = add_adapter(stock.to("cuda", dtype), AdapterSpec(r=16), seed=1)
     generator = torch.Generator().manual_seed(5)
@@ -103,6 +114,20 @@ def test_sliding_windows(dtype: torch.dtype, packed: bool) -> None:
     ours = gradients(model, inputs)
     assert ours[0] == pytest.approx(loss, rel=1e-5 if dtype == torch.float32 else 1e-4)
     assert worst(ours[1], found) <= (1e-4 if dtype == torch.float32 else 5e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["gemma3_text", "qwen3", "olmo2", "qwen2"])
+def test_families_whose_heads_have_norms_or_biases(family: str, dtype: torch.dtype) -> None:
+    """Whichever way attention is computed: Gemma's windows, shorter than the rows, are masked."""
+    inputs = batch()
+    loss, found = gradients(make(torch.float32, family=family), inputs)
+    model = make(dtype, family=family)
+    stock = worst(gradients(model, inputs)[1], found)
+    assert not apply(model).report.left
+    ours = gradients(model, inputs)
+    assert ours[0] == pytest.approx(loss, rel=1e-5 if dtype == torch.float32 else 3e-3)
+    assert worst(ours[1], found) <= (1e-4 if dtype == torch.float32 else max(5e-2, 1.5 * stock))
 
 
 def test_a_recorded_step_equals_torchs_own_optimizer() -> None:

@@ -49,10 +49,10 @@ def test_transposed_is_the_same_bytes(draw, device, shape):
     assert torch.equal(transposed(q, out).view(torch.uint8), q.view(torch.uint8).t())
 
 
-def test_a_product_of_quantised_rows(draw, device):
-    x, w, bias = draw(33, 64, dtype=torch.bfloat16), draw(48, 64, dtype=torch.bfloat16), draw(48, dtype=torch.bfloat16)
+def test_a_product_of_quantised_rows(draw, dtype):
+    x, w, bias = draw(33, 64, dtype=dtype), draw(48, 64, dtype=dtype), draw(48, dtype=dtype)
     (q, s), (v, z) = quantise_rows(x), quantise_rows(w)
-    y = scaled_product(q, s, v, z, torch.bfloat16, bias).double()
+    y = scaled_product(q, s, v, z, dtype, bias).double()
     exact = (q.double() * s.double()[:, None]) @ (v.double() * z.double()[:, None]).t() + bias.double()
     assert (y - exact).norm() / exact.norm() < 6e-3
     truth = x.double() @ w.double().t() + bias.double()

@@ -116,6 +116,26 @@ def test_writes_into_a_wider_buffer(draw, dtype):
     assert y.data_ptr() == wide.data_ptr()
 
 
+def test_writes_to_heads_that_lie_before_their_tokens(draw, dtype):
+    """Attention without a flash kernel leaves gradients so: `[B, S, H, D]` of three strides."""
+    x, weight, lying = draw(2, 5, 3, 16, dtype=dtype), draw(16, dtype=dtype), draw(2, 3, 5, 16, dtype=dtype)
+    want, rstd = rms_norm(x, weight, EPS)
+    heads = lying.transpose(1, 2)
+    wanted, _ = rms_norm_backward(heads.contiguous(), x, weight, rstd)
+    assert rms_norm_backward(heads, x, weight, rstd, out=heads)[0] is heads
+    assert torch.equal(heads, wanted)
+    for write in (lambda out: rms_norm(x, weight, EPS, out=out), lambda out: rms_norm_apply(x, weight, rstd, out=out)):
+        write(heads)
+        assert torch.equal(heads, want)
+        heads.zero_()
+    residual = draw(2, 5, 3, 16, dtype=dtype)
+    both, added, _ = add_rms_norm(x, residual, weight, EPS)
+    at = torch.zeros_like(lying).transpose(1, 2)
+    add_rms_norm(x, residual, weight, EPS, out=heads, out_residual=at)
+    assert torch.equal(heads, both)
+    assert torch.equal(at, added)
+
+
 @pytest.mark.parametrize("target", ["dy", "dresidual"])
 def test_backward_in_place(draw, dtype, target):
     given = {"dy": draw(5, 70, dtype=dtype), "dresidual": draw(5, 70, dtype=dtype)}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from nbtune.models.accelerate import apply, patch
+from nbtune.models.accelerate import apply, patch, self_check
 from nbtune.models.adapters import add_adapter
 from nbtune.spec import AdapterSpec
 
@@ -57,3 +57,31 @@ def test_a_half_that_is_nearly_one_number_is_added_once_however_its_sum_is_round
     layer.self_attn.o_proj.bias.data[5], layer.mlp.down_proj.bias.data[5] = 300.0, 402.0  # 702 has no number of 16 bits
     found = apply(add_adapter(model.to(torch.bfloat16), AdapterSpec(r=8), seed=0))
     assert "layers.0" in found.report.taken, found.report.left
+
+
+@pytest.mark.parametrize("error", [ValueError("no such layout\nof rows"), RuntimeError("Bias is not supported")])
+def test_a_block_that_fails_in_the_probe_is_left_alone(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """As on a card that nobody has tried: the run has its stock layers, and its report says why."""
+    model = _model(torch.float32)
+    ids = torch.arange(40).view(2, 20)
+    before = model(input_ids=ids, labels=ids).loss
+
+    def fails(*_: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(self_check, "run_layer", fails)
+        report = apply(model).report
+    assert "layers.0" not in report.taken
+    said = f"nbtune's block fails in the probe: {type(error).__name__}: {str(error).splitlines()[0]}"
+    assert report.left["layers.0"] == said
+    assert torch.allclose(model(input_ids=ids, labels=ids).loss, before, atol=1e-5)
+
+
+def test_memory_that_is_gone_is_no_answer_of_a_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(self_check, "run_layer", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        apply(_model(torch.float32))

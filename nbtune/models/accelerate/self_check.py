@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nbtune.device.streams import fork_rng
+from nbtune.errors import NbtuneError
 from nbtune.models.accelerate.layer_calls import ROWS, TOKENS, Call
 from nbtune.models.accelerate.layer_spec import Layer
 from nbtune.models.accelerate.layer_trace import without_dropout
@@ -86,7 +87,7 @@ def _compare(
         sync()
         wanted = layer.parameters() if grads else None
         truths = _differences(partial(_stock, stock, call), inputs.x, inputs.grad, wanted)
-        found = _differences(partial(_ours, layer, call), inputs.x, inputs.grad, wanted)
+        found = _of_ours(layer, call, inputs, wanted)
         errors = {name: relative_error(found[name], truth) for name, truth in truths.items()}
         if not max(errors.values()) <= limit:
             moved = _differences(partial(_stock, stock, call), _rounded_otherwise(inputs.x), inputs.grad, wanted)
@@ -140,6 +141,21 @@ def _differences(
         differences["its input's gradient"] = first - grad  # what passes by would hide the block's own
         differences |= {f"gradient {i}": g for i, g in enumerate(others, 1)}
     return differences
+
+
+def _of_ours(layer: Layer, call: Call, inputs: Inputs, wanted: list[nn.Parameter] | None) -> dict[str, Tensor]:
+    """Return the differences that our block makes.
+
+    Raises:
+        LeftAlone: it fails, as on a card or with sizes that nobody has tried: the stock layer goes on.
+    """
+    try:
+        return _differences(partial(_ours, layer, call), inputs.x, inputs.grad, wanted)
+    except (LeftAlone, NbtuneError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:
+        said = next(iter(str(e).splitlines()), "")[:200]
+        raise LeftAlone(f"nbtune's block fails in the probe: {type(e).__name__}: {said}") from e
 
 
 def _rounded_otherwise(x: Tensor) -> Tensor:
