@@ -36,6 +36,7 @@ from nbtune.engine.online import Online
 from nbtune.engine.run_loss import head_of_run, loss_of_run, without_teacher
 from nbtune.engine.short_of_memory import give_up
 from nbtune.engine.telemetry import Gauge
+from nbtune.engine.untaught import say_untaught
 from nbtune.engine.warm_start import begin_with, check_labels
 from nbtune.methods import METHODS
 from nbtune.models.first_values import keep_first_values, kept_in
@@ -170,6 +171,7 @@ class _Engine:
         )
         for message in self.data.report.warnings:
             self.emit(events.Warning(message=message))
+        say_untaught(self.data, spec, tokenizer, self.emit, one_weight=facts.tied)
         self.plan = self._plan(facts, tokenizer, where)
         if self.writes:
             room_for(self.plan.disk_bytes, folder)

@@ -66,7 +66,7 @@ def planned(spec: RunSpec, sources: Sequence[Source], where: DeviceFacts | None)
     tokenizer = models.load_tokenizer(spec.speaks, trust_remote_code=trust)
     if where is not None:  # else `beginnings.look_at` has asked
         check_teacher(spec, tokenizer)
-    measured = _measured(sources, tokenizer, spec)
+    measured = _measured(sources, tokenizer, spec, one_weight=facts.tied)
     device, gpus = _devices(spec, where)
     missing = models.missing_bytes(model, facts.weights_bytes)
     found = abilities.expected(spec, facts, tokenizer)
@@ -93,7 +93,7 @@ def _labelled(spec: RunSpec, sources: Sequence[Source]) -> RunSpec:
     return with_labels(spec, sources) if few else spec
 
 
-def _measured(sources: Sequence[Source], tokenizer: Any, spec: RunSpec) -> DataFacts:
+def _measured(sources: Sequence[Source], tokenizer: Any, spec: RunSpec, *, one_weight: bool) -> DataFacts:
     """Return what a sample of the rows says of them.
 
     Raises:
@@ -101,7 +101,7 @@ def _measured(sources: Sequence[Source], tokenizer: Any, spec: RunSpec) -> DataF
     """
     from nbtune.data.prepare.measure import SAMPLE, measure
 
-    measured = measure(sources, tokenizer, spec)
+    measured = measure(sources, tokenizer, spec, one_weight=one_weight)
     method, counts = METHODS[spec.method], [len(source.rows) for source in sources if source.role == "train"]
     if method.by_tokens and not method.online and max(counts, default=0) <= SAMPLE:
         refuse_untrained(measured, sum(counts))

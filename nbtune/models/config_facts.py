@@ -41,6 +41,7 @@ class ModelFacts:
         experts_used: share of a mixture's experts that a token goes through.
         targets: the names of the weights that the adapter is put onto, counted alike.
         kinds: of what is trained (`nbtune.models.parameter_kinds`), counted alike; empty: nobody knows.
+        decays: weight decay is of some of it (`nbtune.models.weight_decay`), counted alike; None: nobody knows.
         linear: numbers in linear layers beside the head, counted alike: what 4 or 8 bits cover.
         stacked: numbers in stacks of matrices, which are no linear layers: a mixture's experts.
         turns_at: tokens beyond which a row turns the angles of every row in its batch (long rotary factors); None: no
@@ -69,6 +70,7 @@ class ModelFacts:
     stacked: int = 0
     targets: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
+    decays: bool | None = None
     turns_at: int | None = None
     experts_used: float = 1.0
     trained_in_head: int = 0

@@ -169,7 +169,8 @@ def with_outputs(facts: ModelFacts, head: Head | None) -> ModelFacts:
         return facts
     each = facts.hidden_size + (head.of == "token")
     kinds = tuple(sorted({*facts.kinds, "head"})) if facts.kinds else ()
-    return replace(facts, trained=facts.trained - facts.trained_in_head + each * len(head.labels), kinds=kinds)
+    trained = facts.trained - facts.trained_in_head + each * len(head.labels)
+    return replace(facts, trained=trained, kinds=kinds, decays=True)
 
 
 def head_of(model: "nn.Module") -> "tuple[Head, nn.Module] | None":

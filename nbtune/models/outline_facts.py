@@ -21,6 +21,7 @@ from nbtune.models.first_values import check as check_first_values
 from nbtune.models.heads import unasked
 from nbtune.models.loading import outline, resolve
 from nbtune.models.parameter_kinds import kinds_of
+from nbtune.models.weight_decay import is_decayed
 
 if TYPE_CHECKING:
     from nbtune.spec import AdapterSpec
@@ -46,7 +47,7 @@ def counted(facts: ModelFacts, model: str, adapter: "AdapterSpec", *, trust_remo
     """
     folder = resolve(model, weights=False, trust_remote_code=trust_remote_code)
     config = (Path(folder) / "config.json").read_text(encoding="utf-8")
-    trained, linear, stacked, targets, kinds, in_head = _count(str(folder), config, adapter, trust_remote_code)
+    trained, linear, stacked, targets, kinds, in_head, decays = _count(str(folder), config, adapter, trust_remote_code)
     norms: dict[str, Any] = _norms(str(folder), config, trust_remote_code) if linear is not None else {}
     counts: dict[str, Any] = {
         "trained": trained,
@@ -54,6 +55,7 @@ def counted(facts: ModelFacts, model: str, adapter: "AdapterSpec", *, trust_remo
         "stacked": stacked,
         "targets": targets,
         "kinds": kinds,
+        "decays": decays,
     }
     counts["trained_in_head"] = in_head
     return replace(facts, **counts, **norms)
@@ -121,14 +123,14 @@ def _norms(place: str, config: str, trust_remote_code: bool) -> dict[str, bool]:
     }
 
 
-_Count = tuple[int | None, int | None, int, tuple[str, ...], tuple[str, ...], int]
+_Count = tuple[int | None, int | None, int, tuple[str, ...], tuple[str, ...], int, bool | None]
 
 
 @lru_cache(maxsize=32)
 def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: bool) -> _Count:
     """Return numbers that are trained, those in linear layers beside the head, those in stacks of matrices (experts),
-    the names of the weights that the adapter is put onto, the kinds of what is trained, and how many of these numbers
-    are a head's that is no embedding."""
+    the names of the weights that the adapter is put onto, the kinds of what is trained, how many of these numbers are a
+    head's that is no embedding, and whether weight decay is of any."""
     from torch import nn
 
     try:
@@ -136,7 +138,7 @@ def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: b
     except SpecError:
         raise
     except Exception:  # noqa: BLE001 — a model's own code may want numbers; what is wrong with it, loading says
-        return None, None, 0, (), (), 0
+        return None, None, 0, (), (), 0, None
     head = model.get_output_embeddings()
     past = read_past(model)
     linear = sum(m.weight.numel() for name, m in linears(model) if m is not head and name not in past)
@@ -145,7 +147,8 @@ def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: b
     if adapter.type == "full":
         whole = dict(model.named_parameters())
         chosen = [(name, whole[name]) for name in unfrozen(model, adapter)]
-        return sum(p.numel() for _, p in chosen), linear, stacked, (), _kinds(model, chosen), _in_head(model, chosen)
+        about = _kinds(model, chosen), _in_head(model, chosen), _decays(model, chosen)
+        return sum(p.numel() for _, p in chosen), linear, stacked, (), *about
     targets = targets_of(model, adapter)
     check_first_values(model, adapter, targets)
     layers, weights = modules_of(model, targets.modules), adapted_weights(model, targets)
@@ -154,10 +157,11 @@ def _count(place: str, config: str, adapter: "AdapterSpec", trust_remote_code: b
     if linears_alone and adapter.same_everywhere:  # without peft, which imports for seconds
         ends = sum(lora_numbers(weight, adapter.r) for weight in weights.values())
         scales = sum(m.out_features for m in layers.values()) if adapter.type == "dora" else 0
-        return ends + scales, linear, stacked, names, ("lora_b", "matrix"), 0
+        return ends + scales, linear, stacked, names, ("lora_b", "matrix"), 0, True
     adapted, trained = _adapted(place, adapter, trust_remote_code)
     whole = sum(p.numel() for _, p in trained)
-    return whole, linear, stacked, names, _kinds(adapted, trained), _in_head(adapted, trained)
+    about = _kinds(adapted, trained), _in_head(adapted, trained), _decays(adapted, trained)
+    return whole, linear, stacked, names, *about
 
 
 def _adapted(place: str, adapter: "AdapterSpec", trust_remote_code: bool) -> tuple[Any, list[tuple[str, Any]]]:
@@ -193,6 +197,10 @@ def trained_shapes(
 def _in_head(model: Any, named: list[tuple[str, Any]]) -> int:
     mute = {id(parameter) for parameter in unasked(model)}
     return sum(p.numel() for _, p in named if id(p) in mute)
+
+
+def _decays(model: Any, named: list[tuple[str, Any]]) -> bool:
+    return any(is_decayed(model, [name for name, _ in named]))
 
 
 def _kinds(model: Any, named: list[tuple[str, Any]]) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """Which parameters weight decay pulls towards zero: matrices, not norms and biases, as transformers has it."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,9 +13,14 @@ _SPARED = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)", re.
 
 def decays(model: "nn.Module", weight_decay: float) -> list[float]:
     """Return the decay of each trained parameter, in the model's order: `weight_decay`, or 0 for norms and biases."""
-    spared = set(_of_layer_norms(model))
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return [0.0 if name in spared or _SPARED.search(name) else weight_decay for name in trained]
+    return [weight_decay if decayed else 0.0 for decayed in is_decayed(model, trained)]
+
+
+def is_decayed(model: "nn.Module", names: Iterable[str]) -> list[bool]:
+    """Return whether weight decay is of each of a model's parameters."""
+    spared = set(_of_layer_norms(model))
+    return [name not in spared and not _SPARED.search(name) for name in names]
 
 
 def _of_layer_norms(model: "nn.Module") -> Iterator[str]:

@@ -14,16 +14,30 @@ _OF_MATRICES = {"matrix", "lora_b"}
 _ADAMS = ("beta1", "beta2", "eps")
 
 
-def idle(spec: RunSpec, kinds: Collection[str] = (), *, held: bool = True, chats: bool = True) -> list[str]:
+def idle(
+    spec: RunSpec,
+    kinds: Collection[str] = (),
+    *,
+    held: bool = True,
+    chats: bool = True,
+    whole: bool = False,
+    decays: bool | None = None,
+) -> list[str]:
     """Return a sentence for each of the values that were written, and that change nothing.
 
     Args:
         kinds: of what is trained (`nbtune.models.parameter_kinds`); none: that is not known.
         held: rows are held out.
         chats: some rows are conversations.
+        whole: all rows are texts, each trained from end to end.
+        decays: weight decay is of some of what is trained (`nbtune.models.weight_decay`); None: that is not known.
     """
     said = [*_of_warmup(spec), *_of_schedule(spec), *_of_evaluation(spec, held=held), *_of_loss(spec), *_of_data(spec)]
     said += _of_answers(spec) if METHODS[spec.method].online else [] if chats else _of_chats(spec)
+    if spec.train_on == "all" and whole:
+        said.append("`train_on: all` does nothing: all of a text is trained")
+    if spec.weight_decay and decays is False:
+        said.append("`weight_decay` does nothing: norms and biases have none, and nothing else is trained")
     if spec.train_on == "all" and spec.terminators != "turn":
         said.append("`terminators` does nothing: with `train_on: all` every token is learnt")
     if spec.optim == "muon" and kinds and {*kinds} <= _OF_MATRICES:

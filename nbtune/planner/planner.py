@@ -85,7 +85,8 @@ def make_plan(
     packing = _packing(spec, abilities, model.architecture, reasons)
     check_online(spec, model)
     check_optimizer(spec, model, device)
-    reasons += idle(spec, model.kinds, held=bool(data.eval_rows), chats=data.chats is not False)
+    about: dict[str, bool] = {"held": bool(data.eval_rows), "chats": data.chats is not False, "whole": data.whole}
+    reasons += [*idle(spec, model.kinds, decays=model.decays, **about), *data.untaught]
     if not data.eval_rows and (spec.eval.patience or spec.eval.load_best):
         raise PlanError(
             "no rows are held out, so the best weights cannot be told from the last ones",

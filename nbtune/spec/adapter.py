@@ -186,6 +186,9 @@ class AdapterSpec(Part):
         fresh = (*self.new_tokens, *self.new_special_tokens)
         if twice := [name for name, count in Counter(fresh).items() if count > 1]:
             raise ValueError(f"`{twice[0]}` is two of the new tokens: name it once")
+        counted = Counter(self.trainable_token_indices).items()
+        if numbers := [number for number, count in counted if count > 1]:
+            raise ValueError(f"`trainable_token_indices` has token {numbers[0]} twice: name it once")
         if blank := [name for name in fresh if name.strip() != name]:
             raise ValueError(f"a new token neither begins nor ends with a blank: `{blank[0]}`")
         for name in _NOTHING_TO.get(self.type, _OF_FULL):

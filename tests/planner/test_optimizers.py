@@ -163,6 +163,42 @@ def test_what_is_of_conversations_is_said_to_do_nothing_beside_texts(fields: dic
         assert (f"`{key}` does nothing: no row is a conversation" in reasons) == idle_here
 
 
+@pytest.mark.parametrize(
+    ("data", "idle_here"),
+    [
+        ([{"text": "It was so."}], True),
+        ([{"source": "rows", "template": "{{ text }}"}], True),
+        ([{"source": "rows", "template": "{{ text }}{% generation %}Aye{% endgeneration %}"}], False),
+        ([{"prompt": "Hi", "completion": "Aye"}], False),
+    ],
+)
+def test_all_of_a_text_is_trained_whatever_is_asked(data: Any, idle_here: bool) -> None:
+    rows, source = ([{"text": "It was so."}] * 4, data) if "source" in data[0] else (data * 4, "rows")
+    asked = {"data": source, "steps": 1, "model": "nbtune/tiny", "device": "cpu", "train_on": "all"}
+    said = "`train_on: all` does nothing: all of a text is trained"
+    assert (said in nbtune.plan(asked, rows={"rows": rows}).reasons) == idle_here
+
+
+@pytest.mark.parametrize(
+    ("adapter", "idle_here"),
+    [
+        ({"type": "full", "unfrozen_parameters": [r".*norm"]}, True),
+        ({"type": "full", "unfrozen_parameters": [r".*norm", r"model\.layers\.0\.mlp\.up_proj"]}, False),
+        ({"type": "ia3"}, False),
+        ({"type": "lora"}, False),
+    ],
+)
+def test_weight_decay_of_norms_alone_is_said_to_do_nothing(adapter: dict[str, Any], idle_here: bool) -> None:
+    asked = {"data": "rows", "steps": 1, "model": "nbtune/tiny", "device": "cpu", "adapter": adapter}
+    rows = {"rows": [{"prompt": "Hi", "completion": "Aye"}] * 4}
+    for decay in (0.1, 0.0):
+        said = any(
+            one.startswith("`weight_decay` does nothing")
+            for one in nbtune.plan(asked, rows=rows, weight_decay=decay).reasons
+        )
+        assert said == (idle_here and decay > 0)
+
+
 def test_betas_of_muon_are_of_what_is_no_matrix() -> None:
     spec = from_mapping({"data": "rows", "optim": "muon", "optim_args": {"beta2": 0.9}})
     assert not idle(spec, ("lora_b", "matrix", "embedding"))

@@ -216,3 +216,8 @@ def test_a_text_of_so_many_values_is_read_and_of_one_more_is_not(many: int, monk
     else:
         with pytest.raises(SpecError, match="more than 7 values"):
             from_yaml(text)
+
+
+def test_a_token_is_trained_once() -> None:
+    """peft makes a row of each mention, one of which counts."""
+    refused("`trainable_token_indices` has token 3 twice", adapter={"trainable_token_indices": [3, 5, 3]})

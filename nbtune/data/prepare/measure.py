@@ -16,6 +16,7 @@ from nbtune.data.prepare.labels import judge, without_answers
 from nbtune.data.prepare.report import Report
 from nbtune.data.prepare.row_pipeline import format_of, is_empty, speaking, spread
 from nbtune.data.prepare.stats import DataFacts, histogram, longest_pair
+from nbtune.data.prepare.untaught import TrainedTokens
 from nbtune.data.sources.rows import Rows, Source
 from nbtune.data.template.chat_template import PLAIN_TEMPLATE, ChatTemplate, template_text
 from nbtune.data.tokenize.encoder import Encoder
@@ -38,6 +39,7 @@ def measure(
     on_error: Literal["raise", "skip"] | None = None,
     kind: str | None = None,
     max_len: int | None = None,
+    one_weight: bool = False,
 ) -> DataFacts:
     """Return what a plan needs to know, from a sample of the rows.
 
@@ -52,6 +54,7 @@ def measure(
         on_error: instead of the spec's.
         tokenizer: without one, four characters count as a token and half of them as trained.
         max_len: count what is left when longer rows are cut (or split into windows) there.
+        one_weight: the model's head is its embedding.
 
     Raises:
         DataError: as `prepare_data`, for the rows of the sample.
@@ -61,7 +64,8 @@ def measure(
     tokenizer = None if tokenizer is None else speaking(tokenizer, spec)
     lengths: list[np.ndarray] = []
     examples, tokens, trained, most, pair = 0, 0.0, 0.0, 0, 0
-    formats, chats = [], []
+    formats, chats, whole = [], [], []
+    named, all_of_them = TrainedTokens(spec, tokenizer, one_weight=one_weight), True
     for source in (s for s in sources if s.role == "train"):
         rows = source.rows
         form = format_of(source, rows, on_error, kind)
@@ -69,7 +73,9 @@ def measure(
         formats.append((source.name, form))
         chosen = spread(len(rows), sample)
         chats.append(_is_chat(form, rows, chosen))
-        sizes, learnt, more, pairs = _sizes(rows, form, chosen, tokenizer, spec, on_error, max_len)
+        whole.append(is_whole(form.name, source.spec.template))
+        all_of_them = all_of_them and len(chosen) == len(rows)
+        sizes, learnt, more, pairs = _sizes(rows, form, chosen, tokenizer, spec, on_error, max_len, named)
         pair = max(pair, pairs)
         if longest and hasattr(rows, "longest") and (source.version >= 3 or knew_longest_before_3(rows)):
             most = max(most, *_sizes(rows, form, rows.longest(longest), tokenizer, spec, on_error, max_len)[0], 0)
@@ -94,7 +100,14 @@ def measure(
         sources=tuple(name for name, _ in formats),
         exact=False,
         chats=None if None in chats else any(chats),
+        whole=all(whole),
+        untaught=tuple(named.warnings()) if all_of_them and tokenizer is not None else (),
     )
+
+
+def is_whole(format_name: str, template: str | None) -> bool:
+    """Return whether all that rows of a format hold is trained, whatever `train_on` says."""
+    return format_name == "text" or (template is not None and "generation" not in template)
 
 
 def _sizes(
@@ -105,9 +118,10 @@ def _sizes(
     spec: RunSpec,
     on_error: str,
     max_len: int | None,
+    named: TrainedTokens | None = None,
 ) -> tuple[list[int], list[int], int, int]:
     """Return (tokens of each example, how many of them are trained, how many examples windows make more than rows,
-    tokens of the longest pair)."""
+    tokens of the longest pair); `named` sees them."""
     read: list[Chat | Parts] = []
     origins: list[int] = []  # the row of each
     for index in chosen:
@@ -143,6 +157,8 @@ def _sizes(
         learnt += [int(window.sum()) for window in windows]
         more += max(len(windows) - 1, 0)
     cut = [(made[0][:max_len], made[1][:max_len]) for made in encoded if not isinstance(made, DataError)]
+    if named is not None:
+        named.see(cut)
     paired = METHODS[spec.method].group == 2 and len(cut) == len(read)
     return sizes, learnt, more, longest_pair(cut.__getitem__, [len(ids) for ids, _ in cut]) if paired else 0
 
@@ -163,8 +179,8 @@ def _characters(row: Chat | Parts) -> int:
     return sum(len(str(m.get("content") or "")) + 16 for m in row.messages)
 
 
-def exact_facts(report: Report, train: Dataset, per_row: int) -> DataFacts:
-    """Return the facts of rows that were all prepared; `per_row` examples are of one."""
+def exact_facts(report: Report, train: Dataset, per_row: int, *, whole: bool = False) -> DataFacts:
+    """Return the facts of rows that were all prepared; `per_row` examples are of one, `whole` is the facts'."""
     first = report.sources[0]
     return DataFacts(
         rows=report.used // per_row,
@@ -180,4 +196,5 @@ def exact_facts(report: Report, train: Dataset, per_row: int) -> DataFacts:
         exact=True,
         notes=tuple(report.warnings),
         chats=bool(report.template),
+        whole=whole,
     )

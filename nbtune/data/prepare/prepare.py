@@ -23,7 +23,7 @@ from nbtune.data.prepare import cache
 from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.eval_split import HoldOut
 from nbtune.data.prepare.labels import much_alike, with_labels, without_answers
-from nbtune.data.prepare.measure import exact_facts, measure
+from nbtune.data.prepare.measure import exact_facts, is_whole, measure
 from nbtune.data.prepare.quality_checks import Oddities, diagnose, one_sided
 from nbtune.data.prepare.recipe import Recipe
 from nbtune.data.prepare.report import Prepared, Report, SourceReport, conclude, nothing_left
@@ -318,7 +318,9 @@ class _Preparation:
         train, held = self._settle()
         conclude(report, train, held)
         report.warnings += diagnose(train, held, report.said_to_repeat) + one_sided(train, self.recipe.kind)
-        facts = self.facts or exact_facts(report, train, METHODS[self.recipe.spec.method].group)
+        named = {source.name: source.format for source in report.sources}
+        whole = all(is_whole(named[source.name], source.spec.template) for source in self.train)
+        facts = self.facts or exact_facts(report, train, METHODS[self.recipe.spec.method].group, whole=whole)
         prepared = self._kept(Prepared(train, held, report, facts, self.chat_template))
         self.arriving.finish(prepared.train.whole())
         self.held.finish(train.take([]) if prepared.eval is None else prepared.eval.whole())

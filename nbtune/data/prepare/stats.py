@@ -19,6 +19,8 @@ class DataFacts(BaseModel):
     `lengths` is a histogram of tokens per example: (upper bound, examples of at most so many tokens and more than the
     bound before). `trained_tokens` are those with a loss. `pair` are the tokens of the longest pair of answers, what
     both begin with counted once (0: rows are no pairs). `chats`: some rows are conversations; None: nobody has looked.
+    `whole`: all rows are texts, each trained from end to end. `untaught`: sentences about trained tokens of which the
+    rows say nothing, where all were looked at.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +38,8 @@ class DataFacts(BaseModel):
     exact: bool = False
     notes: tuple[str, ...] = ()
     chats: bool | None = None
+    whole: bool = False
+    untaught: tuple[str, ...] = ()
 
     @property
     def trained_share(self) -> float:

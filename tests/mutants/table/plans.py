@@ -104,4 +104,18 @@ PLANS = (
         "if True:",
         "planner/test_planner.py::test_weights_in_another_format_than_was_asked_for_are_said",
     ),
+    mutant(
+        "the-last-token-of-a-row-is-read",
+        "data/prepare/untaught.py",
+        "read = (places < last) |",
+        "read = (places <= last) |",
+        "data/prepare/test_untaught.py",
+    ),
+    mutant(
+        "norms-alone-decay",
+        "planner/idle.py",
+        "if spec.weight_decay and decays is False:",
+        "if spec.weight_decay and decays is None:",
+        f"{_OPTIMIZERS}::test_weight_decay_of_norms_alone_is_said_to_do_nothing",
+    ),
 )
