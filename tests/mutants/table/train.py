@@ -16,8 +16,8 @@ TRAIN = (
     mutant(
         "norms-decay-too",
         "models/weight_decay.py",
-        "[0.0 if name in spared or _SPARED.search(name) else weight_decay for name in trained]",
-        "[weight_decay for name in trained]",
+        "return [name not in spared and not _SPARED.search(name) for name in names]",
+        "return [True for name in names]",
         "train/test_optimizer.py",
     ),
     mutant(
