@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def say_untaught(
     data: Prepared, spec: RunSpec, tokenizer: Any, emit: Callable[[events.Event], None], *, one_weight: bool
 ) -> None:
-    """Emit a warning for trained tokens of which the rows say nothing; of rows that still arrive from a thread.
+    """Say which trained tokens the rows say nothing of; of rows that still arrive from a thread.
 
     Args:
         data: the run's.
