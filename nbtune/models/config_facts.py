@@ -44,8 +44,8 @@ class ModelFacts:
         decays: weight decay is of some of it (`nbtune.models.weight_decay`), counted alike; None: nobody knows.
         linear: numbers in linear layers beside the head, counted alike: what 4 or 8 bits cover.
         stacked: numbers in stacks of matrices, which are no linear layers: a mixture's experts.
-        turns_at: tokens beyond which a row turns the angles of every row in its batch (long rotary factors); None: no
-            row does.
+        turns_at: tokens beyond which a row turns the angles of every row in its batch (long or dynamic factors); None:
+            no row does.
         head_norms: queries and keys are normalised, counted alike.
         norms_behind: a norm stands behind each half of a block, counted alike.
         layer_norms: norms are torch's LayerNorm, which keeps nothing but what it has read, counted alike.
@@ -269,11 +269,21 @@ def _architecture(said: Any) -> str:
 
 
 def _turns_at(c: Mapping[str, Any]) -> int | None:
-    """Return where transformers changes to the long factors: it looks at the longest row of a batch."""
+    """Return where transformers changes to other angles: it looks at the longest row of a batch."""
     rope = c.get("rope_parameters") or c.get("rope_scaling")
-    if not isinstance(rope, dict) or rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
+    if not isinstance(rope, dict):
         return None
-    within = c.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]  # some have one for each kind of layer
+    return min((place for kind in kinds if (place := _turned_beyond(kind, c)) is not None), default=None)
+
+
+def _turned_beyond(rope: Mapping[str, Any], c: Mapping[str, Any]) -> int | None:
+    """Return beyond which row one scaling of angles gives others; None: beyond none."""
+    kind, within = rope.get("rope_type", rope.get("type")), None
+    if kind in ("longrope", "su"):
+        within = c.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+    elif kind == "dynamic" and not rope.get("alpha"):  # HunYuan's, which are the same for every row
+        within = c.get("max_position_embeddings")
     return within if isinstance(within, int) and within > 0 else None
 
 

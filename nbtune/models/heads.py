@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from nbtune.atomic_io import read_json, write_json
 from nbtune.errors import SpecError
 from nbtune.models.config_facts import ModelFacts
+from nbtune.models.transformers_state import MAKING
 
 if TYPE_CHECKING:
     import torch
@@ -95,25 +96,26 @@ def _classes(of: Literal["text", "token"]) -> dict[str, str]:
     return dict(getattr(modeling_auto, f"MODEL_FOR_{kind}_CLASSIFICATION_MAPPING_NAMES"))
 
 
-_LAYERS: dict[Any, str] = {}
+_LAYERS: dict[tuple[Any, str], str] = {}
 
 
 def _layer_in(kind: Any, config: Any, of: Literal["text", "token"]) -> str:
-    """Look at such a model without its numbers; once a class that has one."""
+    """Look at such a model without its numbers; once a config whose model has one."""
     import torch
     from torch import nn
 
-    if kind not in _LAYERS:
-        asked = copy.deepcopy(config)
-        asked.num_labels = 2
-        with torch.device("meta"):
+    asked = copy.deepcopy(config)
+    asked.num_labels = 2
+    key = kind, asked.to_json_string()
+    if key not in _LAYERS:
+        with MAKING, torch.device("meta"):
             made = kind(asked)
         rest = {n: m for n, m in made.named_children() if n != made.base_model_prefix and not isinstance(m, nn.Dropout)}
         layers = [n for n, m in rest.items() if isinstance(m, nn.Linear) and (m.bias is not None) == (of == "token")]
         if len(layers) != 1 or len(rest) != 1:
             return ""
-        _LAYERS[kind] = layers[0]
-    return _LAYERS[kind]
+        _LAYERS[key] = layers[0]
+    return _LAYERS[key]
 
 
 def add_head(model: "nn.Module", head: Head, *, seed: int, pad: int | None = None) -> None:

@@ -99,3 +99,15 @@ def test_of_which_families_there_are_classes() -> None:
     ):
         config = getattr(transformers, name)()
         assert (layer_of(config, "text"), layer_of(config, "token")) == (text, token), name
+
+
+def test_a_config_whose_class_has_a_layer_without_a_bias_has_no_layer_of_ours() -> None:
+    """Its class would pass over the bias; another config of the class is asked by itself."""
+    from nbtune.models.heads import layer_of
+
+    with_bias, without = (
+        transformers.LlamaConfig(**SMALL, token_classification_bias=biased) for biased in (True, False)
+    )
+    for _ in range(2):
+        assert (layer_of(with_bias, "token"), layer_of(without, "token")) == ("score", "")
+        assert layer_of(without, "text") == "score"

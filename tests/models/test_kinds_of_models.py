@@ -44,6 +44,15 @@ def test_a_model_that_sees_what_it_is_to_say_is_refused(kind: str, tmp_path: Pat
     assert str(planned.value) == str(run.value)
 
 
+def test_a_model_that_sees_only_two_tokens_more_is_refused() -> None:
+    """Only what is said right before a place moves with it."""
+    near = {"use_bidirectional_attention": True, "sliding_window": 3, "head_dim": 16}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma3_text", **TEXT, **near))
+    with pytest.raises(SpecError, match="the tokens behind it"):
+        refuse_unless_causal(model, "near")
+
+
 def test_bert_as_a_decoder_is_taken(tmp_path: Path) -> None:
     config = AutoConfig.for_model("bert", **TEXT, is_decoder=True, hidden_dropout_prob=0.9)
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)

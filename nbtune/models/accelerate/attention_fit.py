@@ -108,7 +108,7 @@ def _known(layer: Layer, parts: Parts, call: Call) -> Iterator[Fit]:
     layouts = (False, True) if len(parts.qkv) == 1 and layer.kv_heads > 1 else (False,)
     angles = call.angles
     turns: list[Rotary] = ["none"]
-    if angles is not None and angles[0].shape[-1] <= layer.head_dim:
+    if angles is not None and angles[0].shape[-1] <= layer.head_dim and angles[0].shape[-1] % 2 == 0:
         turns = ["half", "pairs", "pairs of halves", "none"]
     for by_groups, scale, cap, slope, rotary in product(layouts, scales, caps, [*slopes, None], turns):
         yield Fit(scale, cap, slope, rotary, by_groups)
