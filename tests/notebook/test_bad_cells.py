@@ -136,6 +136,26 @@ def test_commands_over_an_ended_run(shell: Any, capfd: Any) -> None:
     assert "there is no run 'nobody'" in shown
 
 
+@pytest.mark.parametrize("line", ["%nbtune plan", "%finetune --dry-run"])
+def test_a_plan_looks_for_the_run_that_it_starts_from_where_runs_are(
+    shell: Any, capfd: Any, tmp_path: Path, line: str
+) -> None:
+    shell.user_ns["rows"] = GOOD
+    nbtune.finetune(data=GOOD, steps=1, device="cpu", runs_dir=tmp_path / "there", name="first").wait().free()
+    asked = f"{line} --data rows --steps 3 --set start_from=first"
+    error, shown = run(shell, capfd, asked)
+    assert error is not None
+    assert "there is no run 'first' in runs/" in shown
+    error, shown = run(shell, capfd, f"{asked} --runs there")
+    assert error is None, shown
+    assert "memory" in shown
+    run(shell, capfd, "%config NbtuneMagics.runs_dir = 'there'")
+    error, shown = run(shell, capfd, asked)
+    assert error is None, shown
+    error, shown = run(shell, capfd, f"{asked} --runs runs")  # the line says more than the setting
+    assert error is not None
+
+
 def test_the_form_and_the_script_come_as_the_next_cell(shell: Any, capfd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cells: list[str] = []
     monkeypatch.setattr(shell, "set_next_input", lambda text, replace=False: cells.append(text))

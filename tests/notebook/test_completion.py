@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 from IPython.core.completer import provisionalcompleter
+from jupyter_client.session import Session
+
+from nbtune.notebook import matcher
 
 
 def complete(shell: Any, text: str) -> list[str]:
@@ -102,3 +105,53 @@ def test_every_gguf_type_is_offered(shell: Any) -> None:
     from nbtune.spec.gguf_types import TYPES
 
     assert complete(shell, "%nbtune export demo --gguf |") == [f"%nbtune export demo --gguf {name}" for name in TYPES]
+
+
+class _Answering:
+    """A kernel, as far as it is asked: which request it is answering."""
+
+    def __init__(self, kind: str, code: str, position: int) -> None:
+        self.request = Session().msg(kind, content={"code": code, "cursor_pos": position})
+
+    def get_parent(self, channel: str) -> Any:
+        return self.request if channel == "shell" else None
+
+
+@pytest.fixture
+def before_8_6(shell: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A shell that hands a matcher one word, as Colab's does."""
+    matcher.unregister(shell)
+    monkeypatch.setattr(matcher, "context_matcher", None)
+    matcher.register(shell)
+    return shell
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("%finetune --learn|", "--learning-rate"),
+        ("%nbtune export demo --gguf q8|", "q8_0"),
+        ("%%finetune --name x\ndata: rows\ngradient_acc|", "\ngradient_accumulation_steps: "),
+        ("%%finetune\nadapter:\n  target|\nsteps: 3", "\n  target_modules: \nsteps: 3"),
+        ("%%finetune\nadapter: {type: ql|", "{type: qlora"),
+        ("%%finetune\nadapter: {type: ql|, r: 4}", "{type: qlora, r: 4}"),
+    ],
+)
+def test_a_shell_that_hands_over_a_word_completes_alike(before_8_6: Any, before: str, after: str) -> None:
+    """The cell is that of the request which the kernel is answering."""
+    text, position = before.replace("|", ""), before.index("|")
+    before_8_6.kernel = _Answering("complete_request", text, position)
+    (completed,) = complete(before_8_6, before)
+    assert completed.endswith(after)
+    assert completed.startswith(text[: position - 2])
+
+
+def test_another_request_says_nothing_of_the_cell(before_8_6: Any) -> None:
+    """Who asks for completions while a cell runs has a line, and the kernel's request is that cell."""
+    cell = "%%finetune\nadap"
+    before_8_6.kernel = _Answering("execute_request", cell, len(cell))
+    assert complete(before_8_6, "adap|") == []
+    before_8_6.kernel = _Answering("complete_request", "%%finetune\nothe", len(cell))  # of another line
+    assert complete(before_8_6, "adap|") == []
+    before_8_6.kernel = _Answering("complete_request", cell, len(cell))
+    assert complete(before_8_6, "adap|") == ["adapter: "]

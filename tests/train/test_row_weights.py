@@ -91,11 +91,16 @@ def test_a_pack_taken_apart_keeps_its_weights():
     assert batch.idle().weight == 0
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("method", ["dpo", "orpo", "simpo"])
-def test_a_pair_of_weight_two_is_two_pairs(built, method):
+def test_a_pair_of_weight_two_is_two_pairs(built, method, packed):
     weighted = rows(A, B, C, A, weights=(2, 2, 1, 1), values=(1, 0, 1, 0))
     twice = rows(A, B, A, B, C, A, values=(1, 0, 1, 0, 1, 0))
     loss = loss_of(METHODS[method])
-    one, other = (collate(data, list(range(len(data)))) for data in (weighted, twice))
+    every = [list(range(len(data))) for data in (weighted, twice)]
+    one, other = (
+        pack(data, [chosen], 64) if packed else collate(data, chosen)
+        for data, chosen in zip((weighted, twice), every, strict=True)
+    )
     assert loss.count(one) == 3 == loss.count(other)
     same(told(built, loss, one, loss.count), told(built, loss, other, loss.count))

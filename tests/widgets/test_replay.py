@@ -71,6 +71,16 @@ def test_without_rows_none_of_the_data_is_in_it(run: Any, tmp_path: Path) -> Non
     assert "1 row" in with_rows.notes[0]
 
 
+def test_the_losses_of_a_page_are_the_models_and_may_be_left_out(run: Any, tmp_path: Path) -> None:
+    shown = kept_in(run.html(tmp_path / "with.html"))["rows"]
+    told = run.token_losses([token[0] for token in shown[1]["tokens"]])
+    assert shown[1]["losses"] == [None, *(round(loss, 3) for loss in told[1:])]
+    assert max(shown[1]["losses"][1:]) > 0
+    left_out = kept_in(run.html(tmp_path / "without.html", losses=False))["rows"]
+    assert [row["tokens"] for row in left_out] == [row["tokens"] for row in shown]
+    assert ["losses" in row for row in left_out] == [False] * len(shown)
+
+
 def test_a_run_whose_model_and_rows_are_gone_still_has_its_page(run: Any, tmp_path: Path) -> None:
     import shutil
 

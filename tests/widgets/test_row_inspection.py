@@ -11,7 +11,7 @@ import nbtune
 from nbtune import data, models
 from nbtune.errors import NbtuneError
 from nbtune.widgets import inspect
-from nbtune.widgets.row_inspection import JOINED, SPECIAL, TERMINATOR, TOKENS, TRAINED, Inspection
+from nbtune.widgets.row_inspection import EXAMINED, JOINED, SPECIAL, TERMINATOR, TOKENS, TRAINED, Inspection
 from tests.support.every import every
 
 ROWS = [{"prompt": f"Who are you, {k}?", "completion": f"Captain Tune {k}."} for k in range(120)]
@@ -34,6 +34,16 @@ def test_the_summary_says_how_rows_are_read(inspection):
     assert sum(count for _, count in summary["lengths"]) == pytest.approx(120, abs=8)  # some are held out
     assert 0 < summary["trained_tokens"] < summary["tokens"]
     assert len(json.dumps(summary)) < 10_000
+
+
+def test_the_counts_are_of_the_first_rows_alone():
+    """Of a long source nobody waits for all rows; each of them can be looked at all the same."""
+    rows = [*ROWS[:1] * EXAMINED, *({"prompt": "Who?", "completion": "A late one. " * 30} for _ in range(5))]
+    inspection = Inspection.of(rows)
+    summary = inspection.summary()
+    assert (summary["rows"], summary["examined"]) == (EXAMINED + 5, EXAMINED)
+    assert summary["longest"] == len(inspection.ids(0)) < len(inspection.ids(EXAMINED))
+    assert "A late one." in inspection.row(EXAMINED + 4)["rendered"]
 
 
 def test_a_row_is_shown_as_the_run_tokenises_it(inspection):

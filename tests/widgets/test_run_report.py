@@ -61,6 +61,7 @@ def test_the_report_says_what_happened():
     text = " ".join(Tags(report(finished()).html()).text)
     for part in ("Run demo: finished, step 100 of 200", "Held-out loss", "0.4 (best 0.4 at step 100)", "1 min 15 s"):
         assert part in text
+    assert dict(report(finished()).facts())["Peak RAM"] == "1.30 GiB"  # it trained on a CPU
 
 
 def test_a_finished_run_adds_less_than_300_kb():
@@ -98,9 +99,17 @@ def test_nothing_is_loaded_from_anywhere():
 
 
 def test_the_figure_has_each_curve():
-    names = [trace.name for trace in figure(finished()).data]
-    assert names == ["loss", "smoothed", "held-out", "learning rate"]
-    assert len(figure(finished()).data[0].x) == 100
+    run = finished(extra=[ev.Eval(step=40, loss=0.3, best=True)])
+    curves = {trace.name: trace for trace in figure(run).data}
+    assert [*curves] == ["loss", "smoothed", "held-out", "learning rate"]
+    said = [event for event in run.events() if isinstance(event, ev.Step)]
+    for name, column in (("loss", "loss"), ("learning rate", "learning_rate")):
+        drawn = dict(zip(map(int, curves[name].x), curves[name].y, strict=True))
+        assert drawn == {step.step: getattr(step, column) for step in said}
+    held = curves["held-out"]
+    assert dict(zip(map(int, held.x), held.y, strict=True)) == {40: 0.3, 100: 0.4}
+    assert {curves[name].yaxis for name in ("loss", "smoothed", "held-out")} == {"y"}  # the rate has a scale of its own
+    assert curves["learning rate"].yaxis == "y2"
 
 
 def test_a_card_tells_of_rows_that_were_left_out(tmp_path):

@@ -118,6 +118,26 @@ def test_masks_do_not_depend_on_neighbours_in_a_pack(lengths: list[int], seed: i
     assert total == sum(batch.num_trained for batch in alone.values())
 
 
+def test_what_was_judged_of_tokens_stands_at_them_in_a_pack() -> None:
+    """As it does where rows lie side by side; and each one's end is its last token."""
+    rng, builder = np.random.default_rng(3), Builder(["rows"])
+    for row, length in enumerate((5, 9, 4, 7)):
+        ids = rng.integers(1, 99, length).astype(np.int32)
+        judged = np.where(rng.random(length) < 0.4, rng.integers(0, 5, length), np.nan).astype(np.float32)
+        builder.add(ids, ~np.isnan(judged), 0, row, 0.0, judged)
+    data = builder.build()
+    packed = pack(data, [[1, 0], [3, 2]], 16)
+    apart = collate(data, [1, 0, 3, 2])
+    starts = [0, 9, 16, 23]
+    for row, (at, example) in enumerate(zip(starts, (1, 0, 3, 2), strict=True)):
+        size = len(data.arrays(example)[0])
+        for batch, first in ((packed, at), (apart, row * apart.input_ids.shape[1])):
+            values = batch.token_values.flatten()[first : first + size].numpy()
+            np.testing.assert_array_equal(values, data.steps(example))
+            assert batch.ends[row] == first + size - 1
+    assert torch.isfinite(packed.token_values).sum() == torch.isfinite(apart.token_values).sum() > 4
+
+
 def test_padding_of_a_pack_is_a_document_of_its_own() -> None:
     batch = pack(dataset([3, 4]), [[0, 1]], length=16)
     assert batch.cu_seqlens.tolist() == [0, 3, 7, 16]
@@ -208,6 +228,23 @@ def test_processes_draw_disjoint_shares_of_a_step(packing: bool) -> None:
     for left, right, both in zip(*halves, whole, strict=True):
         assert left | right == both
         assert not left & right
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_that_make_as_many_passes_learn_of_each_row_once(ranks: int) -> None:
+    """Where weights are parted all make each pass together: what one has too few of counts nothing."""
+    data = dataset([3, 5, 4, 6, 7])
+    seen = []
+    for rank in range(ranks):
+        how = {"micro_batch_size": 1, "per_step": len(data), "rank": rank, "ranks": ranks, "shuffle": False}
+        even, mine = (BatchPlan(data, even=even, **how).step(0) for even in (True, False))  # type: ignore[arg-type]
+        assert len(even) == -(-len(data) // ranks)
+        assert every(same(a, b) for a, b in zip(even, mine, strict=False))
+        for batch in even[len(mine) :]:
+            assert (batch.idle_pass, batch.num_trained, batch.num_tokens, batch.weight) == (True, 0, 0, 0)
+            assert (batch.labels != -100).any()  # its loss is a number
+        seen += [e for batch in even if not batch.idle_pass for e in batch.examples]
+    assert sorted(seen) == list(range(len(data)))
 
 
 def test_a_dataset_can_be_cut_and_reordered() -> None:

@@ -12,6 +12,7 @@ import pytest
 import nbtune.data
 from nbtune.data import Prepared, resolve
 from nbtune.data.prepare import prepare as preparing
+from nbtune.data.prepare.eval_split import expected_held_out
 from nbtune.spec import from_mapping
 from tests.data.making import CHATML, tokenizer
 
@@ -49,6 +50,20 @@ def test_so_many_as_are_asked_for_where_all_are_there_at_once() -> None:
     assert len(held_out(prepare(rows(200), eval={"max_rows": 3}))) == 3
     assert len(held_out(prepare(rows(30), eval={"split": 0.5}))) == 15
     assert held_out(prepare(rows(39))) == held_out(prepare(rows(200), eval={"split": 0})) == []
+
+
+def test_there_is_always_a_row_left_to_learn_from() -> None:
+    for count, share, out in ((1, 0.5, 0), (2, 0.9, 1), (3, 0.99, 2)):
+        assert len(held_out(prepare(rows(count), eval={"split": share}))) == out
+
+
+@pytest.mark.parametrize("asked", [{}, {"max_rows": 4}, {"max_rows": 4, "split": 0.2}, {"split": 0.0}])
+def test_a_plan_expects_what_is_held_out(asked: dict[str, Any]) -> None:
+    for count in (39, 40, 61, 200):
+        spec = from_mapping({"data": "rows", "eval": asked})
+        assert expected_held_out(count, spec) == len(held_out(prepare(rows(count), eval=asked)))
+    own = from_mapping({"data": "rows", "eval": {"data": "others"}})
+    assert expected_held_out(200, own) == 0
 
 
 def test_the_same_rows_beside_others_and_in_another_order() -> None:

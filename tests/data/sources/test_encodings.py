@@ -147,6 +147,8 @@ def test_utf_16_without_its_mark_is_read_and_said(text, encoding, tmp_path, monk
         b"abc\0\0\0\0def",
         b"a text of words,\0and one zero in it",
         b"a text of words \0and one zero in it",
+        b"a text of even length,\0one zero in it!",
+        b"a text of even length\0one zero in it!!",
         "ab\0cd".encode("utf-16-le"),
         bytes(64),
     ],

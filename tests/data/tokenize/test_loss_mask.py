@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,12 @@ import pytest
 
 from nbtune import models
 from nbtune.data.formats.messages import messages_of
-from nbtune.data.template.chat_template import ChatTemplate
+from nbtune.data.template.chat_template import ChatTemplate, Rendered
 from nbtune.data.tokenize.encoder import Encoder
+from nbtune.data.tokenize.loss_mask import trained_stretches
 from nbtune.errors import DataError
+from tests.data.making import conversation, templates
+from tests.data.making import tokenizer as making
 
 Q, A, END = {"role": "user", "content": "Ask."}, {"role": "assistant", "content": "Say."}, "<|im_end|>"
 
@@ -125,3 +130,84 @@ def test_ends_are_trained_as_the_policy_says_of_whatever_is_trained(tokenizer: A
             if on == "last_answer" and any("train" in m for m in talk):
                 continue  # what is trained by its own word is no answer that could be the last
             assert trained(tokenizer, talk, on, terminators=policy) == [text for text in told if text], (talk, on)
+
+
+def _characters(stretches: Iterable[tuple[int, ...]]) -> set[int]:
+    return {place for start, end, *_ in stretches for place in range(start, end)}
+
+
+@pytest.mark.parametrize("name", sorted(templates()))
+def test_who_trains_questions_trains_nothing_of_an_answer(name: str) -> None:
+    """Also where a question has no end of its own (Mistral), and where marks stand around words of the template."""
+    template, seen = ChatTemplate(making(templates()[name])), 0
+    ends = (*template.turns.terminators, template.turns.calls_end)
+    for seed in range(12):
+        talk = conversation(random.Random(seed), system=seed % 2 == 0, tools=False, thinking=False)
+        try:
+            rendered = template.render(talk)
+        except DataError:
+            continue  # some have no system prompt
+        of = {role: {i for i, m in enumerate(talk) if m["role"] == role} for role in ("user", "assistant")}
+        said = {role: _characters(s for s in rendered.spans if s[2] in numbers) for role, numbers in of.items()}
+        learnt = _characters(trained_stretches(rendered, talk, train_on=["user"], ends=ends))
+        assert said["user"] <= learnt
+        assert not learnt & said["assistant"]
+        assert not learnt & _characters(rendered.trained)
+        seen += 1
+    assert seen
+
+
+def test_marks_around_no_message_are_the_assistants() -> None:
+    marked = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+        "{{ 'Well. ' }}{% endgeneration %}{{ '…' }}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    )
+    fast = making(marked)
+    assert trained(fast, [Q, A]) == ["Well. ", "Say." + END]
+    assert trained(fast, [Q, A], ["user"]) == ["Ask." + END]
+
+
+@pytest.mark.parametrize("role", ["assistant", "user"])
+def test_details_are_what_they_say_character_by_character(role: str) -> None:
+    """Also those that overlap, lie within each other, or come in another order."""
+    template, rng = ChatTemplate(making()), random.Random(5)
+    for _ in range(60):
+        content = "".join(rng.choice("abcdefgh ") for _ in range(rng.randint(8, 30))).strip() + "."
+        details = []
+        for _ in range(rng.randint(1, 4)):
+            begin = rng.randrange(len(content))
+            details.append(
+                {
+                    "begin_offset": begin,
+                    "end_offset": rng.randrange(begin, len(content)),
+                    "train": rng.random() < 0.5 if role == "user" else False,
+                }
+            )
+        talk = [Q, {"role": role, "content": content, "train_detail": details}, Q]
+        rendered = template.render([{**message, "train_detail": None} for message in talk])
+        at = next(start for start, _, tag in rendered.spans if tag == 1)
+        held = [
+            _characters([(d["begin_offset"], d["end_offset"] + 1)]) for d in details if d["train"] == (role == "user")
+        ]
+        named = set().union(*held)
+        wanted = named if role == "user" else {*range(len(content))} - named
+        learnt = _characters(trained_stretches(rendered, talk, ends=[END]))
+        assert {place - at for place in learnt if at <= place < at + len(content)} == wanted, (content, details)
+
+
+def test_a_detail_of_what_is_said_twice_is_of_the_place_that_it_names() -> None:
+    text, content = "[a]<t>Ahoy</t>Ahoy<e>", "<t>Ahoy</t>Ahoy"  # a template that sets thought and answer apart
+    rendered = Rendered(text, ((6, 10, 0), (14, 18, 0)), ((3, 21, 0),))
+    for begin, kept in ((3, [(3, 6), (10, 21)]), (11, [(3, 14), (18, 21)])):
+        said = {"role": "assistant", "content": content}
+        said["train_detail"] = [{"begin_offset": begin, "end_offset": begin + 3, "train": False}]  # type: ignore[assignment]
+        assert trained_stretches(rendered, [said], ends=["<e>"]) == kept
+
+
+def test_a_question_ends_at_the_first_end_behind_it() -> None:
+    """The answer says nothing, so that no text of it tells where the question's turn is over."""
+    rendered = Rendered("[u]Ask<e>[a]<r>", ((3, 6, 0),), ())
+    talk = [{"role": "user", "content": "Ask"}, {"role": "assistant", "content": ""}]
+    for ends in (["<e>", "<r>"], ["<r>", "<e>"]):
+        assert trained_stretches(rendered, talk, train_on=["user"], ends=ends) == [(3, 9)]
