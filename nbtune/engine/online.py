@@ -25,6 +25,7 @@ from nbtune.engine.reward_models import reward_models
 from nbtune.engine.telemetry import Gauge
 from nbtune.engine.trainer_events import TrainerEvents
 from nbtune.engine.trainer_prompts import TrainerPrompts
+from nbtune.engine.trainer_tokenizer import for_trainer
 from nbtune.errors import TrainError
 from nbtune.methods import METHODS
 from nbtune.store import checkpoints
@@ -70,7 +71,8 @@ class Online:
     def train(self, data: Prepared) -> Literal["finished", "stopped"]:
         """Train on these rows, by the rewards in the folder, to the end or to a stop."""
         trl, sources = _trl(self.plan.device), open_snapshot(self.folder / "data")
-        rows, judges = _rows(data.train, sources, self.spec), _judges(sources, self.spec)
+        asked, judges = _asked(data.train, sources, self.spec), _judges(sources, self.spec)
+        rows, tokenizer = _rows(asked), for_trainer(self.built.tokenizer, (chat for chat, _ in asked))
         self.groups = Groups([*judges, *reward_models(self.folder, self.spec)], self.spec.rewards.answers)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TRL's advice, about settings that are ours
@@ -80,7 +82,7 @@ class Online:
                 args=self._arguments(trl),
                 reward_funcs=self.groups.judges,
                 train_dataset=rows,
-                processing_class=self.built.tokenizer,
+                processing_class=tokenizer,
             )
             for known in list(trainer.callback_handler.callbacks):
                 if type(known).__name__ in ("PrinterCallback", "ProgressCallback", "NotebookProgressCallback"):
@@ -238,10 +240,8 @@ def _judges(sources: list[Source], spec: RunSpec) -> list[Judge]:
     return [Judge(name, judge, spec.rewards.seconds) for source in sources for name, judge in source.rewards]
 
 
-def _rows(train: Any, sources: list[Source], spec: RunSpec) -> Any:
-    """Return the rows to learn from as TRL takes them: messages, and the rows' other columns for the rewards."""
-    from datasets import Dataset
-
+def _asked(train: Any, sources: list[Source], spec: RunSpec) -> list[tuple[Chat, dict[str, Any]]]:
+    """Return what each row to learn from asks, and its other columns, for the rewards."""
     by_name = {source.name: source for source in sources}
     forms = {source.name: format_of(source, source.rows, spec.on_error, "prompts") for source in sources}
     found = []
@@ -253,9 +253,15 @@ def _rows(train: Any, sources: list[Source], spec: RunSpec) -> Any:
         chat = read.rows[0]
         assert isinstance(chat, Chat)
         columns = {str(key): value for key, value in row.items() if str(key) not in _KEPT}
-        place = str(source.rows.place(example.row))
-        found.append({"prompt": [dict(one) for one in chat.messages], PLACE: place, **columns})
-    return Dataset.from_list(found)
+        found.append((chat, {PLACE: str(source.rows.place(example.row)), **columns}))
+    return found
+
+
+def _rows(asked: list[tuple[Chat, dict[str, Any]]]) -> Any:
+    """Return rows as TRL takes them: messages, and the other columns."""
+    from datasets import Dataset
+
+    return Dataset.from_list([{"prompt": [dict(one) for one in chat.messages], **more} for chat, more in asked])
 
 
 def _tidy(model: Any) -> None:

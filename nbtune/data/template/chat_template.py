@@ -142,13 +142,15 @@ class ChatTemplate:
         lost = tuple(left_out(messages, tools, text, data, self.template))
         return replace(rendered, left_out=lost) if lost else rendered
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[Span, ...]]:
+    def prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[str, tuple[Span, ...]]:
         """Return a conversation that the model is to go on with as text, and which of it came from the data.
 
         Raises:
             DataError: the template refuses it.
         """
-        text, _ = self._rendered(messages, add_generation_prompt=True)
+        text, _ = self._rendered(messages, tools=tools, add_generation_prompt=True)
         return plain(text), without_kinds(tuple(span for span in spans_of(text) if span[2] != MARK))
 
     def _rendered(self, messages: Sequence[Mapping[str, Any]], **how: Any) -> tuple[str, Sequence[Mapping[str, Any]]]:

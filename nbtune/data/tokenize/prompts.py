@@ -10,8 +10,10 @@ from nbtune.data.template.chat_template import ChatTemplate
 from nbtune.data.template.special_tokens import Controls
 from nbtune.errors import DataError
 
+Tools = Sequence[dict[str, Any]] | None
 
-def prompt_ids(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> list[int]:
+
+def prompt_ids(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Tools = None) -> list[int]:
     """Return a conversation that a model is to go on with, by the tokenizer's chat template.
 
     >>> tokenizer = nbtune.models.load_tokenizer("nbtune/tiny")
@@ -22,19 +24,25 @@ def prompt_ids(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> list[int]:
     Args:
         tokenizer: a fast transformers tokenizer with a chat template; of a slow one, or a template that cannot be
             followed, words are tokenised as they stand.
-        messages: as chat templates take them.
+        messages, tools: as chat templates take them.
     """
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    if _hold_controls(tokenizer, messages):
+    how: dict[str, Any] = {"tools": tools} if tools else {}
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **how)
+    if _hold_controls(tokenizer, [*messages, *(tools or ())]):
         try:
             template = ChatTemplate(tokenizer)
-            followed, spans = template.prompt(messages)
+            followed, spans = template.prompt(messages, tools)
         except DataError:
             followed, spans = "", ()
         if followed == text and template.controls.forged(text, spans):
             return template.controls.encode(text, spans)[0]
     # the template writes BOS where there is one
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def differs(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Tools = None) -> bool:
+    """Return whether `prompt_ids` may be other tokens than those of what the template writes of the messages alone."""
+    return bool(tools) or _hold_controls(tokenizer, messages)
 
 
 def _hold_controls(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> bool:
