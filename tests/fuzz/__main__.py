@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import select
 import shutil
@@ -41,7 +42,8 @@ def child() -> None:
     import torch
 
     torch.set_num_threads(1)
-    answers = sys.stdout
+    answers = os.fdopen(os.dup(1), "w")  # a library in another language writes to the first one, too
+    os.dup2(2, 1)
     sys.stdout = sys.stderr
     for line in sys.stdin:
         asked = json.loads(line)

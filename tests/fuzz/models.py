@@ -69,7 +69,9 @@ def good() -> Path:
 def make(chance: random.Random, folder: Path) -> Case:
     place = folder / "model"
     shutil.copytree(good(), place)
-    said, bad_weights = chance.choice((_config, _config, _weights, _bytes, _tokenizer_value))(chance, place)
+    said, bad_weights = chance.choice((_config, _config, _asks_for_more, _weights, _bytes, _tokenizer_value))(
+        chance, place
+    )
     return Case(lambda: attempt(place, bad_weights), said)
 
 
@@ -85,6 +87,23 @@ def _config(chance: random.Random, place: Path) -> tuple[str, bool]:
         said = f"{file.name}: {name} = {values[name]!r}"[:500]
     file.write_text(json.dumps(values))
     return said, False
+
+
+def _asks_for_more(chance: random.Random, place: Path) -> tuple[str, bool]:
+    """The config has places for weights that are not in the files."""
+    file = place / "config.json"
+    values = json.loads(file.read_text())
+    more: tuple[dict[str, Any], ...] = (
+        {"num_hidden_layers": values["num_hidden_layers"] + chance.randint(1, 3)},
+        {"tie_word_embeddings": False},
+        {"attention_bias": True},
+        {"mlp_bias": True},
+        {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},
+        {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
+    )
+    asked = chance.choice(more)
+    file.write_text(json.dumps(values | asked))
+    return f"config.json: {asked}", True
 
 
 def _tokenizer_value(chance: random.Random, place: Path) -> tuple[str, bool]:
@@ -151,3 +170,18 @@ def attempt(place: Path, bad_weights: bool) -> None:
     loss = built.model(input_ids=ids, labels=ids).loss
     if bad_weights and torch.isfinite(loss):
         raise Silent("weights that are not the model's were loaded")
+    whole: dict[str, Any] = {"adapter": AdapterSpec(type="full"), "dtype": torch.float32, "device": "cpu"}
+    if others := made_anew(build(str(place), accelerate=False, **whole).model, place):
+        raise Silent(f"weights are others than the files': {others}")
+
+
+def made_anew(model: torch.nn.Module, place: Path) -> list[str]:
+    """Return the names of a model's weights that are not what stands in its file, whatever was said of them."""
+    stored = load_file(place / "model.safetensors")
+    head = stored.get("lm_head.weight", stored.get("model.embed_tokens.weight"))
+    return [
+        name
+        for name, own in model.named_parameters()
+        if (there := stored.get(name, head if name == "lm_head.weight" else None)) is None
+        or not torch.equal(own.detach().nan_to_num(), there.to(own.dtype).nan_to_num())
+    ]

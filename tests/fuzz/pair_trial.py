@@ -6,7 +6,7 @@ import math
 import random
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -297,7 +297,8 @@ def does_something(runs: Runs, run: Any, row: Row, chance: random.Random) -> str
     set_here = [factor for factor in MOVES if row[factor] != FIRST[factor] and factor not in kept_out]
     if not set_here:
         return None
-    factor = chance.choice(set_here)
+    # few rows have it, and what is not told of it is told of nothing else
+    factor = "decay" if "decay" in set_here else chance.choice(set_here)
     without = {**row, factor: FIRST[factor]}
     if row[factor] == "type sigmoid" or _refusal(lambda: runs.planned(without)):
         return None  # it is the method's own, or others of the row want it
@@ -307,9 +308,24 @@ def does_something(runs: Runs, run: Any, row: Row, chance: random.Random) -> str
     if not same:
         return None
     said = [*run.plan.reasons, *(event.message for event in run.events() if isinstance(event, events.Warning))]
-    if any("does nothing" in sentence for sentence in said):
+    if any(
+        "does nothing" in sentence and name in sentence for sentence in said for name in names_of(row[factor], factor)
+    ):
         return None
     return f"{factor} {row[factor]} changes nothing (said: {said})"
+
+
+def names_of(level: str, factor: str) -> set[str]:
+    """Return the keys that a level sets, each by its own name."""
+    return {*_leaves(FACTORS[factor][level])}
+
+
+def _leaves(fields: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in fields.items():
+        if isinstance(value, Mapping) and key not in ("rank_pattern", "alpha_pattern"):
+            yield from _leaves(value)
+        else:
+            yield key
 
 
 CHECKS = (

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +17,9 @@ from nbtune.errors import NbtuneError
 from nbtune.spec import from_yaml
 from tests.fuzz import models, rows
 from tests.fuzz.__main__ import SHARES, next_of, reached
-from tests.fuzz.cases import KINDS, Case, trial, verdict_on
+from tests.fuzz.cases import FINE, KINDS, Case, Silent, trial, verdict_on
 from tests.fuzz.models import good
+from tests.fuzz.pair_trial import names_of
 from tests.fuzz.waiting import OwnTime, starved
 
 MANY = {"specs": 150, "rows": 60, "models": 8, "runs": 3, "trained": 1}
@@ -53,8 +57,6 @@ def test_a_key_that_is_not_there_is_refused_with_nothing_behind_it_too(text: str
     ],
 )
 def test_a_damaged_file_of_a_model_is_named(file: str, old: str, new: str, said: str, tmp_path: Path) -> None:
-    import shutil
-
     place = tmp_path / "model"
     shutil.copytree(good(), place)
     text = (place / file).read_text()
@@ -112,3 +114,37 @@ def test_a_hunt_tries_cases_and_says_how_they_ended() -> None:
     ended = subprocess.run(asked, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended
     assert re.search(r"^tried: (specs|rows) \d+ of ", ended.stdout, re.MULTILINE), ended
+
+
+def test_what_a_library_prints_is_no_answer_of_the_hunts() -> None:
+    """Rust's tokenizers print to the process's own output, past Python: the hunt died of it."""
+    asked = json.dumps({"kind": "models", "seed": 5200, "again": False})
+    command = [sys.executable, "-m", "tests.fuzz", "--child"]
+    root = Path(__file__).parents[2]
+    made = subprocess.run(command, input=f"{asked}\n", cwd=root, capture_output=True, text=True, check=True)
+    (line,) = made.stdout.splitlines()
+    assert json.loads(line)["outcome"] in FINE, made
+
+
+@pytest.mark.parametrize("asked", [{"mlp_bias": True}, {"num_hidden_layers": 3}, {"model_type": "qwen3"}])
+def test_weights_that_are_made_anew_are_found_whoever_forgets_them(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Where loading says nothing of missing weights, the hunt sees them by their numbers."""
+    place = tmp_path / "model"
+    shutil.copytree(good(), place)
+    models.attempt(place, False)
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | asked))
+    with pytest.raises(NbtuneError, match="lacks the weight"):
+        models.attempt(place, False)
+    for room in ("loading", "headers_check"):
+        monkeypatch.setattr(f"nbtune.models.{room}.check_loaded", lambda *_: None)
+    with pytest.raises(Silent, match="weights are others than the files'"):
+        models.attempt(place, False)
+
+
+def test_a_word_about_one_key_excuses_no_other() -> None:
+    assert names_of("decayed", "decay") == {"weight_decay"}
+    assert names_of("adamw, moved", "optimizer") == {"optim", "beta1", "beta2", "eps"}
+    assert names_of("patterns", "adapter") == {"type", "r", "rank_pattern", "alpha_pattern"}
