@@ -41,7 +41,7 @@ NEWER: dict[str, tuple[Any, ...]] = {
     "gemma 3n": (
         "Gemma3nTextConfig",
         {
-            **_HEADS, "hidden_size": 128, "intermediate_size": 16384, "num_hidden_layers": 5, "head_dim": 8,
+            **_HEADS, "hidden_size": 128, "intermediate_size": 4096, "num_hidden_layers": 5, "head_dim": 8,
             "sliding_window": 8, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": 700,
             "activation_sparsity_pattern": [0.95] * 5, "hidden_size_per_layer_input": 256,
         },

@@ -113,7 +113,7 @@ class ChatTemplate:
             raise DataError(f"the chat template is broken: {error}", place="model", fix="repair the template") from None
         controls = Controls(tokenizer)
         self.turns = Turns(self._text, controls, self.variables)
-        self.controls = Controls(tokenizer, extra=self.turns.tokens(controls))
+        self.controls = controls.beside(self.turns.tokens(controls))
 
     def _text(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
         return plain(render_text(self.template, messages, **options, **self.variables))

@@ -7,12 +7,12 @@ control tokens are written in private characters, and only the template's own ar
 
 from __future__ import annotations
 
+import copy
 import json
-import re
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
+from nbtune.data.template.token_finder import finder_of
 from nbtune.data.template.tracked_str import MARK, Span
 from nbtune.errors import DataError
 
@@ -24,17 +24,26 @@ class Controls:
 
     Args:
         tokenizer: a fast transformers tokenizer.
-        extra: texts of further added tokens that count as control tokens.
     """
 
-    def __init__(self, tokenizer: Any, extra: Sequence[str] = ()) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
         self.added = {token.content: id_ for id_, token in added.items() if token.content}
-        control_texts = set(extra) | set(tokenizer.all_special_tokens)
-        self.ids = {t.content: i for i, t in added.items() if t.content and (t.special or t.content in control_texts)}
-        self.pattern = _alternatives(tuple(self.ids))
-        self.added_pattern = _alternatives(tuple(self.added))
+        self._special = {token.content for token in added.values() if token.special}.union(tokenizer.all_special_tokens)
+        self.added_pattern = finder_of(tuple(self.added))
+        self._choose(())
+
+    def beside(self, extra: Sequence[str]) -> Controls:
+        """Return the same where the added tokens of these texts count, too: without asking the tokenizer again."""
+        more = copy.copy(self)
+        more._choose(extra)
+        return more
+
+    def _choose(self, extra: Sequence[str]) -> None:
+        wanted = self._special.union(extra)
+        self.ids = {text: id_ for text, id_ in self.added.items() if text in wanted}
+        self.pattern = finder_of(tuple(self.ids))
         self._copies: dict[int, Any] = {}
 
     def all_in(self, text: str) -> set[int]:
@@ -81,13 +90,6 @@ class Controls:
         if base not in self._copies:
             self._copies[base] = _armoured(self.tokenizer, self.ids, base)
         return self._copies[base]
-
-
-@lru_cache(maxsize=8)
-def _alternatives(tokens: tuple[str, ...]) -> re.Pattern[str] | None:
-    if not tokens:
-        return None
-    return re.compile("|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True)))
 
 
 def _gaps(spans: Sequence[Span], length: int) -> list[tuple[int, int]]:

@@ -196,7 +196,7 @@ class _Cutter:
     def without(self, end: str, openers: frozenset[str]) -> str:
         """Return what ends a turn, without the openers of a next one behind it (Command A's template writes one even
         behind the last answer, so that it looks like a part of the end)."""
-        matches = list(self.pattern.finditer(end)) if self.pattern else []
+        matches = [*self.pattern.finditer(end)] if self.pattern else []
         while len(matches) > 1 and matches[-1].group() in openers:
             matches.pop()
         return end[: matches[-1].end()] if matches else end

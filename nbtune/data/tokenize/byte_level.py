@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from nbtune.data.template.token_finder import finder_of
+
 # ByteLevel's own expression, GPT-2's.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _ASCII = {
@@ -47,8 +49,8 @@ class Words:
         self._find = re.compile(pattern, re.ASCII).findall
         added = [entry["content"] for entry in body["added_tokens"] if not entry["normalized"]]
         late = [entry["content"] for entry in body["added_tokens"] if entry["normalized"]]
-        self._cut = _alternatives(added, capture=True)
-        self._late = _alternatives(late)
+        self._cut = finder_of(tuple(added), capture=True)
+        self._late = finder_of(tuple(late))
         self._added = {e["content"]: np.int32(e["id"]).tobytes() for e in body["added_tokens"]}
         self._known = _Known(_encoder_of_words(body, rest))
         self._looked = 0
@@ -170,13 +172,6 @@ def _for_ascii(pattern: str) -> str | None:
     except re.error:
         return None
     return text if expression.groups == 0 else re.sub(r"(?<!\\)\((?!\?)", "(?:", text)
-
-
-def _alternatives(tokens: list[str], capture: bool = False) -> re.Pattern[str] | None:
-    if not tokens:
-        return None
-    either = "|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True))
-    return re.compile(f"({either})" if capture else either)
 
 
 def _encoder_of_words(body: dict[str, Any], rest: list[Any]) -> Any:
