@@ -71,7 +71,7 @@ def combine_adapters(
 
     with replace_folder(target, shared=True, marker="adapter_config.json", raises=ExportError) as part:
         save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
-        text = json.dumps(chosen(without_machine_paths(config)), indent=2, sort_keys=True)
+        text = json.dumps(chosen(without_machine_paths(config)), indent=2)
         (part / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
         copy_tokenizer(folders[0], part)
     notes = _of_tokenizers(folders)

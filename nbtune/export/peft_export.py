@@ -45,7 +45,7 @@ def export_adapter(source: ExportSource, out: Path, *, card: str | None = None) 
     check_space(out, weights.stat().st_size, ExportError)
     with replace_folder(out, shared=True, marker="adapter_config.json", raises=ExportError) as part:
         clean = {**chosen(without_machine_paths(config)), "base_model_name_or_path": base_name(source)}
-        (part / "adapter_config.json").write_text(json.dumps(clean, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (part / "adapter_config.json").write_text(json.dumps(clean, indent=2) + "\n", encoding="utf-8")
         _copy(weights, part / WEIGHTS)
         copy_tokenizer(source.tokenizer_folder, part)
         make_portable(part)

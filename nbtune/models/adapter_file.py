@@ -18,11 +18,12 @@ _OF_PEFT_ITSELF = "peft_version"  # of who wrote it; peft before 0.18 does not k
 
 
 def chosen(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an adapter's config (as JSON) with what was chosen and what every peft knows.
+    """Return an adapter's config (as JSON) with what was chosen and what every peft knows, sorted by its options; what
+    is within them stays as it is: of two patterns that match a layer the first one counts.
 
     >>> from nbtune.models.adapter_file import chosen
     >>> chosen({"peft_type": "LORA", "r": 8, "use_dora": False, "lora_bias": False, "target_parameters": ["up"]})
-    {'peft_type': 'LORA', 'r': 8, 'use_dora': False, 'target_parameters': ['up']}
+    {'peft_type': 'LORA', 'r': 8, 'target_parameters': ['up'], 'use_dora': False}
 
     Args:
         config: what stands, or would stand, in adapter_config.json; an option that the installed peft does not know
@@ -36,6 +37,6 @@ def chosen(config: Mapping[str, Any]) -> dict[str, Any]:
     usual = {} if kind is None else kind().to_dict()
     return {
         name: value
-        for name, value in config.items()
+        for name, value in sorted(config.items())
         if name in known or not (name == _OF_PEFT_ITSELF or value == usual.get(name) or value in (None, {}, []))
     }

@@ -213,7 +213,7 @@ def save_adapter(
     config["base_model_name_or_path"] = _public_name(base or config.get("base_model_name_or_path") or "")
     config["inference_mode"] = True
     config["fan_in_fan_out"] = bool(config.get("fan_in_fan_out")) or _were_turned(model)
-    text = json.dumps(chosen({k: _plain(v) for k, v in config.items()}), indent=2, sort_keys=True)
+    text = json.dumps(chosen({k: _plain(v) for k, v in config.items()}), indent=2)
     (folder / "adapter_config.json").write_text(text + "\n")
     return folder
 

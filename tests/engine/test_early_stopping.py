@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -9,6 +11,8 @@ from safetensors.torch import load_file
 import nbtune
 from nbtune import events
 from nbtune.errors import PlanError
+from nbtune.train.early_stopping import EarlyStopping
+from nbtune.train.progress import Progress
 from tests.engine.conftest import ROWS
 from tests.engine.test_asked import STILL, Start, trained
 
@@ -38,3 +42,20 @@ def test_nothing_held_out_is_refused_by_the_plan() -> None:
     for wish in ({"patience": 2}, {"load_best": True}):
         with pytest.raises(PlanError, match="no rows are held out"):
             nbtune.plan(data=ROWS, eval={"split": 0, **wish}, steps=2, device="cpu")
+
+
+def test_a_fall_too_small_to_wait_for_is_the_best_all_the_same() -> None:
+    """`threshold` is of patience: the weights that a run ends with are those of the lowest loss."""
+    kept: list[int] = []
+    keeper = SimpleNamespace(keep=kept.append, put_back=lambda step: True)
+    rules, progress = EarlyStopping(patience=2, threshold=0.1, best=keeper), Progress()
+    seen = []
+    for step, loss in enumerate((1.0, 0.95, 0.97, 0.85, 0.84, 0.83), 1):
+        progress.step = step
+        seen.append((rules.remember(progress, loss), progress.stale, rules.in_vain(progress)))
+    assert [best for best, *_ in seen] == [True, True, False, True, True, True]
+    assert [stale for _, stale, _ in seen] == [0, 1, 2, 0, 1, 2]
+    assert [vain for *_, vain in seen] == [False, False, True, False, False, True]
+    assert kept == [1, 2, 4, 5, 6]
+    assert (progress.best_step, progress.best_eval, progress.fell_to) == (6, 0.83, 0.85)
+    assert list(rules.end(progress, 6)) == []  # it ends with the best one anyway

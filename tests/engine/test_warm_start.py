@@ -126,6 +126,9 @@ def test_the_plan_refuses_what_the_run_would(first, tmp_path):
         with pytest.raises(SpecError, match=r"`model: nbtune/tiny`, this spec"):
             ask(**{**about, "model": "acme/other", "adapter": {"r": 4}})
     assert nbtune.plan(**about, adapter={"r": 4}).total_steps > 0
+    for more in ({"alpha": 8}, {"use_rslora": True}, {"alpha_pattern": {"q_proj": 9}}):  # of the same shapes
+        with pytest.raises(SpecError, match=f"`adapter.{next(iter(more))}: "):
+            nbtune.validate(**about, adapter={"r": 4, **more})
 
 
 def test_start_from_takes_other_rows_too(first):

@@ -39,7 +39,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "head saved whole": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
     "lora on the embedding": {"target_modules": ["embed_tokens", "v_proj"]},
     "lora on the head": {"target_modules": ["lm_head"]},
-    "new vectors for two tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [20, 300]},
+    "new vectors for three tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [0, 20, 300]},
 }
 
 

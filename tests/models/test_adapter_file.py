@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 
 from nbtune.export import ExportSource, combine_adapters, export_adapter
-from nbtune.models import build, save_adapter
+from nbtune.export.peft_adapter import AdapterFile
+from nbtune.models import build, load_model, save_adapter
 from nbtune.models.adapter_file import chosen
 from nbtune.spec import AdapterSpec
 
@@ -78,3 +80,19 @@ def test_an_option_of_a_later_peft_stays_where_it_is_one() -> None:
         "lora_bias": True,
     }
     assert chosen({"peft_type": ["no name"], "r": 8, "x": {}}) == {"peft_type": ["no name"], "r": 8}
+
+
+def test_of_two_patterns_for_a_layer_the_first_counts_wherever_it_is_opened(tmp_path: Path) -> None:
+    """It did in training; sorted, another one would be the first, and the adapter would count 16 times as much."""
+    patterns = {"self_attn.q_proj": 2.0, "q_proj": 32.0}
+    adapter = AdapterSpec(r=4, alpha_pattern=patterns, target_modules=("q_proj",))
+    model = build("nbtune/tiny", adapter=adapter, dtype=torch.float32, device="cpu").model
+    save_adapter(model, tmp_path / "saved", base="owner/base")
+    export_adapter(ExportSource(tmp_path, tmp_path / "saved", base_id="owner/base"), tmp_path / "out")
+    opened: list[Any] = [model]
+    for folder in (tmp_path / "saved", tmp_path / "out"):
+        assert [*json.loads((folder / "adapter_config.json").read_text())["alpha_pattern"]] == [*patterns]
+        assert {target.scale for target in AdapterFile(folder).targets.values()} == {0.5}
+        opened.append(PeftModel.from_pretrained(load_model("nbtune/tiny", dtype=torch.float32, device="cpu"), folder))
+    for one in opened:
+        assert {layer.scaling["default"] for layer in one.modules() if isinstance(layer, LoraLayer)} == {0.5}

@@ -35,8 +35,13 @@ def test_what_is_asked_for_is_done_and_other_methods_have_three_passes(per_epoch
     assert epochs_of(_spec(method, epochs=epochs), per_epoch, 256) == epochs
     if method not in IMITATING:
         assert epochs_of(_spec(method), per_epoch, 256) == 3
-    elif method == "sft":
+
+
+@pytest.mark.parametrize("method", IMITATING)
+def test_few_rows_are_no_reason_to_see_them_oftener_where_every_weight_learns(method):
+    for per_epoch in (1, 2, 5, 100):
         assert epochs_of(_spec(method, adapter="full"), per_epoch, 256) == 3
+    assert epochs_of(_spec(method), 1, 256) == 12
 
 
 @pytest.mark.parametrize(
@@ -47,3 +52,8 @@ def test_the_plan_counts_and_says_them(rows, steps, said):
     plan = make_plan(_spec(), LLAMA_8B, _data(64, rows), _card(10**6))
     assert plan.total_steps == steps == math.ceil(rows / 8) * int(said.split()[0])
     assert f"neither steps nor epochs were given: {said}" in plan.reasons
+
+
+def test_a_part_of_a_step_is_a_step():
+    for epochs, steps in ((1, 3), (1.5, 5), (0.1, 1), (2, 6)):
+        assert make_plan(_spec(epochs=epochs), LLAMA_8B, _data(64, 24), _card(10**6)).total_steps == steps

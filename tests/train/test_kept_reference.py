@@ -132,3 +132,22 @@ def test_more_rows_than_there_is_room_for_at_first_are_kept(monkeypatch: pytest.
     for which in (kept, other):
         found = [which.of(batch) for batch in batches]
         assert torch.cat([one.values for one in found]).tolist() == list(range(said))  # type: ignore[union-attr,misc]
+
+
+def test_rows_that_were_looked_for_and_not_answered_move_no_others() -> None:
+    """Memory was short, say: a checkpoint has the others' numbers as theirs, and these are still to be asked for."""
+    unanswered, answered = (batches_of("dpo", False).step(k)[0] for k in range(2))
+    kept, other = KeptReference(HOST), KeptReference(HOST)
+    assert kept.of(unanswered) is not None
+    known = kept.of(answered)
+    assert known is not None
+    kept.keep(known, torch.arange(len(answered.examples)).float() + 1)
+    other.load_state_dict(kept.state_dict())
+    assert len(other) == len(kept) == len(answered.examples)
+    for which in (kept, other):
+        (again, missing) = (which.of(batch) for batch in (answered, unanswered))
+        assert again is not None
+        assert again.values is not None
+        assert again.values.tolist() == [float(i + 1) for i in range(len(answered.examples))]
+        assert missing is not None
+        assert missing.values is None

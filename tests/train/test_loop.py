@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from nbtune import events
+from nbtune.errors import TrainError
 from nbtune.train import loop
 from nbtune.train.mean_loss import HeldOut
 from nbtune.train.stepper import Updated
@@ -89,7 +91,9 @@ def test_a_step_lasts_as_long_as_the_device_is_at_it_also_beside_evaluations(
     )
     began, run = device.host, (device, batches, options, jobs)
     loop.train(*run, progress=loop.Progress(), emit=said.append, control=MemoryControl())  # type: ignore[arg-type]
-    seconds = [e.seconds for e in said if isinstance(e, events.Step)]
+    steps = [e for e in said if isinstance(e, events.Step)]
+    assert [(e.step, e.epoch) for e in steps] == [(k, k / 4) for k in range(1, 8)]
+    seconds = [e.seconds for e in steps]
     assert seconds == pytest.approx([max(STEP, launching)] * 7)
     evaluations = [e for e in said if isinstance(e, events.Eval)]
     assert sum(seconds) + EVALUATION * len(evaluations) == pytest.approx(device.host - began), "no second is lost"
@@ -146,9 +150,11 @@ def told(
     *,
     beside: Mapping[str, Any] | None = None,
     progress: loop.Progress | None = None,
+    steps: int = 2,
+    norms: Iterator[float] | None = None,
     **options: Any,
 ) -> tuple[str, list[int]]:
-    """How two steps of three micro-batches ended, and the steps that were saved."""
+    """How steps of three micro-batches ended, and the steps that were saved."""
     batch = SimpleNamespace(num_tokens=10, num_trained=10, weight=10.0)
     batches = SimpleNamespace(steps_per_epoch=4.0, step=lambda _: [batch] * 3)
     said: list[events.Event] = []
@@ -158,9 +164,21 @@ def told(
         "sample": lambda *_: (),
         "between": lambda *_: None,
     }
-    cut = loop.LoopOptions(2, 1e-3, lambda _: 1.0, 100, None, 1e9, **options)
-    real = torch.ones(())
-    device.update = lambda learning_rate: Updated(real, real, {})  # type: ignore[method-assign]
+    cut = loop.LoopOptions(steps, 1e-3, lambda _: 1.0, 100, None, 1e9, **options)
+    real, norms = torch.ones(()), norms or itertools.repeat(1.0)
+    device.update = lambda learning_rate: Updated(real, real * next(norms), {})  # type: ignore[method-assign]
     run: Any = (device, batches, cut, loop.Jobs(**{**jobs, **(beside or {})}))
     ended = loop.train(*run, progress=progress or loop.Progress(), emit=said.append, control=control)
     return ended, [event.step for event in said if isinstance(event, events.Checkpoint)]
+
+
+@pytest.mark.parametrize("overflows", [1, 19, 20])
+def test_a_scale_that_stays_too_high_ends_a_run_after_twenty_steps(overflows: int) -> None:
+    """fp16's scale is halved at each overflow, and the step left out: one that never helps trains nothing."""
+    device, norms = SlowDevice(0.0), iter([float("inf")] * overflows + [1.0] * 30)
+    device.device, device.scaled = torch.device("cpu"), True
+    if overflows < 20:
+        assert told(device, MemoryControl(), steps=25, norms=norms)[0] == "finished"
+        return
+    with pytest.raises(TrainError, match=r"the gradient is no number any more \(step 20\)"):
+        told(device, MemoryControl(), steps=25, norms=norms)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers.trainer_pt_utils import LabelSmoother
 
+from nbtune.data.batching.collate import collate
+from nbtune.data.prepare.dataset import Builder
 from nbtune.methods import METHODS
 from nbtune.train.embedding_noise import add_noise, noisy
 from nbtune.train.loss import loss_of
@@ -46,6 +49,22 @@ def test_z_loss_is_the_squared_logarithm_of_the_denominator() -> None:
     logits = model(input_ids=Rows.input_ids).logits[:, 1:-1]
     more = 0.1 * logits.exp().sum(-1).log().square().mean()
     torch.testing.assert_close(loss(model, z_loss=0.1), loss(model) + more)
+
+
+@pytest.mark.parametrize("args", [{"z_loss": 0.1}, {"label_smoothing": 0.2}, {"z_loss": 0.1, "label_smoothing": 0.2}])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_fills_a_bucket_adds_nothing(args: dict[str, float], weighted: bool) -> None:
+    """Places that are there for their number alone have no loss, whatever is added to one."""
+    model, builder = tiny("LlamaConfig", SIZES), Builder(["rows"])
+    for row in range(2):
+        ids = Rows.input_ids[row].numpy().astype(np.int32)
+        builder.add(ids, np.arange(9) > 1, 0, row, weight=1.0 if weighted else None)
+    made, data = loss_of(METHODS["sft"], options=args), builder.build()
+    for bucket in (14, 64):
+        batch = collate(data, [0, 1], multiple=1, bucket=bucket)
+        assert len(batch.trained_rows) == bucket
+        found = made(model.train(), batch, denominator=14, device=CPU).loss
+        torch.testing.assert_close(found, loss(model, **args))
 
 
 def test_held_out_rows_are_measured_without() -> None:

@@ -57,3 +57,28 @@ def test_calls_that_are_none_are_refused() -> None:
     for calls in ("text", "[3]", 3, ["x"]):
         with pytest.raises(DataError, match="tool_calls"):
             messages_of([{"role": "assistant", "content": "", "tool_calls": calls}], "messages")
+
+
+def test_a_call_is_trained_to_its_end_where_that_is_another_than_an_answers() -> None:
+    """A model that never learnt it would go on after the call, and answer in the tool's place."""
+    call = {"type": "function", "id": "c1", "function": {"name": "look", "arguments": {"what": "here"}}}
+    talk = [
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "name": "look", "tool_call_id": "c1", "content": "There."},
+        {"role": "assistant", "content": "Done."},
+    ]
+    ends = {}
+    for name, text in templates().items():
+        template = ChatTemplate(tokenizer(text))
+        if template.has_marks or not template.turns.calls_end:
+            continue
+        rendered = template.render(talk, TOOLS)
+        said = [rendered.text[start:end] for start, end, _ in rendered.trained]
+        assert "look" in said[0], name
+        assert said[0].endswith(template.turns.calls_end), name
+        assert said[1].endswith(template.turns.terminators), name
+        assert rendered.unended == (), name
+        ends[name] = template.turns.calls_end
+    assert ends["gptoss"] == "<|call|>"
+    assert len(ends) >= 4

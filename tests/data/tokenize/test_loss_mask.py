@@ -88,6 +88,13 @@ def test_parts_that_are_not_trained(tokenizer: Any, off: dict[str, Any], key: st
     assert said(("One.", off), (" Two.", off)) == []
 
 
+def test_parts_and_details_of_one_message_both_count(tokenizer: Any) -> None:
+    content = [{"text": "One."}, {"text": " Two.", "train": False}, {"text": " Three."}]
+    details = [{"begin_offset": 9, "end_offset": 15, "train": False}]  # " Three."
+    message = {"role": "assistant", "content": content, "train_detail": details}
+    assert trained(tokenizer, [Q, message]) == ["One.", END]
+
+
 def test_parts_that_are_trained_of_a_message_that_is_not(tokenizer: Any) -> None:
     parts = [{"text": "One."}, {"text": " Two.", "train": True}, {"text": " Three."}]
     for role in ("user", "system"):

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import jinja2
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from nbtune.errors import ExportError
 from nbtune.export.gguf.vocabulary import BYTE, CONTROL, UNUSED, USER_DEFINED, read_vocabulary, vocabulary_of
+from tests.data.making import tokenizer as making
 from tests.support.tiny_models import CHATML, byte_level, save_tokenizer, sentencepiece_like
 
 
@@ -28,6 +29,21 @@ def test_types_ids_and_the_end_of_a_turn(tmp_path: Path) -> None:
     assert found.types[ids["<tool_call>"]] == USER_DEFINED
     assert found.types[-2:] == [UNUSED, UNUSED]
     assert found.template == CHATML
+
+
+@pytest.mark.parametrize("around", ["$A", "<s> $A", "$A </s>", "<s> $A </s>", "<pad> $A"])
+def test_what_a_tokenizer_puts_around_a_text_is_told(around: str) -> None:
+    """Another token than the beginning or the end is none of these, and llama.cpp puts none there."""
+    fast = making(CHATML, add_bos=False)
+    before = fast.backend_tokenizer.post_processor
+    named = [(token, fast.convert_tokens_to_ids(token)) for token in ("<s>", "</s>", "<pad>")]
+    try:
+        fast.backend_tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=named)
+        found = vocabulary_of(fast, len(fast), "here")
+    finally:
+        fast.backend_tokenizer.post_processor = before
+    assert (found.add_bos, found.add_eos) == (around.startswith("<s>"), around.endswith("</s>"))
+    assert [found.ids[kind] for kind in ("bos", "eos", "pad")] == [number for _, number in named]
 
 
 def test_marks_that_only_transformers_knows_leave_the_template(tmp_path: Path) -> None:

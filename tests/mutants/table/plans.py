@@ -118,4 +118,18 @@ PLANS = (
         "if spec.weight_decay and decays is None:",
         f"{_OPTIMIZERS}::test_weight_decay_of_norms_alone_is_said_to_do_nothing",
     ),
+    mutant(
+        "every-weight-sees-few-rows-oftener",
+        "planner/run_length.py",
+        'if spec.adapter.type == "full" or method',
+        "if method",
+        "planner/test_run_length.py",
+    ),
+    mutant(
+        "a-part-of-a-step-is-none",
+        "planner/planner.py",
+        "total_steps = spec.steps or max(1, math.ceil(epochs * per_epoch))",
+        "total_steps = spec.steps or max(1, math.floor(epochs * per_epoch))",
+        "planner/test_run_length.py",
+    ),
 )
