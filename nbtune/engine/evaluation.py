@@ -74,9 +74,20 @@ class Measuring:
         asks = not self.plan.weights.shards and not METHODS[self.spec.method].head
         confirmed, worse = abilities.confirmed(self.plan.abilities, self.built, self.spec, packing=packing, ask=asks)
         emit(confirmed.event())
-        for message in worse:
+        for message in [*worse, *(self._hardly_said(batches) if asks else ())]:
             emit(events.Warning(message=message))
         return confirmed
+
+    def _hardly_said(self, batches: BatchPlan) -> list[str]:
+        """Return a sentence for each end of the first answers that the model can hardly say."""
+        from nbtune.data.tokenize.terminators import ends_of
+        from nbtune.models.head_rows import never_learnt
+
+        if METHODS[self.spec.method].online or self.built.tokenizer is None:
+            return []
+        learnt = {int(label) for label in batches.step(0)[0].labels.unique()}
+        ends = [end for end in ends_of(self.built.tokenizer).stops if end in learnt]
+        return never_learnt(self.built.model, self.built.tokenizer, ends)
 
     def _first_pack(self, batches: BatchPlan, emit: Callable[[events.Event], None], *, fused: bool) -> Claim:
         from nbtune.train.packing_check import packs_are_kept_apart

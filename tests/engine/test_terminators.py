@@ -207,3 +207,23 @@ def test_the_lines_that_use_it_elsewhere_stop_there(run):
     for lines in (run.snippet(), card):
         assert "AutoTokenizer, GenerationConfig\n" in lines
         assert "\nmodel.generation_config = GenerationConfig.from_pretrained(" in lines
+
+
+def test_an_end_that_the_base_never_learnt_is_told(tmp_path):
+    """Its row of the head is that of others, so that an adapter can hardly make the model say it; a trained row can."""
+    from safetensors.torch import load_file, save_file
+
+    spec, rows = made("another template than the base's", tmp_path)
+    base = tmp_path / "base"
+    tokenizer, weights = AutoTokenizer.from_pretrained(base), load_file(base / "model.safetensors")
+    turn, other = tokenizer.convert_tokens_to_ids(["<turn>", "<|im_start|>"])
+    weights["lm_head.weight"][turn] = weights["lm_head.weight"][other] * 1.001
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    spec |= {"steps": 1, "samples": [], "eval": {"split": 0}}
+    for name, adapter in (("frozen", {}), ("trained", {"modules_to_save": ["lm_head"]})):
+        run = nbtune.finetune(
+            spec | {"adapter": adapter}, name=name, rows={"rows": rows}, runs_dir=tmp_path / "runs"
+        ).wait()
+        told = [e.message for e in run.events() if isinstance(e, events.Warning) and "never learnt" in e.message]
+        assert len(told) == (name == "frozen")
+        assert not told or "answers end with <turn>" in told[0]
