@@ -68,7 +68,8 @@ class Answers:
     @property
     def count(self) -> Tensor:
         """How many answers these are, each as often as it counts; a scalar []."""
-        return self.tokens.new_tensor(float(len(self.tokens))) if self.weights is None else self.weights.sum()
+        # `new_tensor` would copy the number from the host, which a recorded step may not
+        return self.tokens.new_full((), float(len(self.tokens))) if self.weights is None else self.weights.sum()
 
     @property
     def all_tokens(self) -> Tensor:

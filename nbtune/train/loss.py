@@ -188,7 +188,7 @@ class TokenLoss(OfTokens):
         if self.balance is None or not isinstance(aux, torch.Tensor):
             return LossOutput(loss=loss)
         share = batch.weight / denominator if training else 0.0
-        told = torch.stack([aux.detach().float() * batch.weight, aux.new_tensor(batch.weight, dtype=torch.float32)])
+        told = torch.stack([aux.detach().float() * batch.weight, aux.new_full((), batch.weight, dtype=torch.float32)])
         return LossOutput(loss=loss + (share - added) * self.balance * aux, figures=told[:, None])
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from nbtune.data.batching.sampler import BatchPlan
-from nbtune.methods import METHODS
+from nbtune.methods import METHODS, Answers
 from nbtune.models import Built
 from nbtune.models.accelerate import apply
 from nbtune.spec import RunSpec
@@ -17,7 +19,7 @@ from nbtune.spec.learning import OptimArgs
 from nbtune.train import cuda_graph_stepper
 from nbtune.train.choose_stepper import choose_stepper
 from nbtune.train.cuda_graph_stepper import FusedStepper
-from nbtune.train.loss import loss_of
+from nbtune.train.loss import AnswerLoss, loss_of
 from nbtune.train.optimizer import make_optimizer
 from nbtune.train.stepper import Stepper
 from tests.train.test_against_trl import _model
@@ -75,6 +77,44 @@ def test_they_tell_what_other_steps_tell(name: str, packing: bool) -> None:
     assert [set(step) for step in found] == [set(step) for step in truth]
     for step, expected in zip(found, truth, strict=True):
         assert step == pytest.approx(expected, rel=2e-4, abs=1e-5, nan_ok=True)
+
+
+class Recording(TorchFunctionMode):
+    """What CUDA refuses while a step is recorded: a tensor of the host's numbers, and a look at the device's."""
+
+    REFUSED = ("tensor", "as_tensor", "new_tensor", "item", "tolist", "cpu", "to", "numpy", "nonzero", "unique",
+               "__bool__", "__float__", "__int__", "masked_select")  # fmt: skip
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        assert name not in self.REFUSED, f"`{name}` cannot be recorded"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    ("name", "kind"), [(name, kind) for name in RECORDED for kind in sorted(ALL[name].loss_types) or [""]]
+)
+def test_a_loss_asks_nothing_of_the_host(name: str, kind: str, weighted: bool) -> None:
+    method, draw = ALL[name], torch.Generator().manual_seed(3)
+
+    def drawn() -> Answers:
+        numbers = [-torch.rand(8, generator=draw) for _ in range(2)]
+        judged = None if method.pairwise else torch.tensor([1.0, 0.0] * 4)
+        return Answers(
+            numbers[0].requires_grad_(), torch.full((8,), 5.0), reference=numbers[1] if method.reference else None,
+            values=judged, weights=torch.ones(8) if weighted else None,
+        )  # fmt: skip
+
+    more = {"mismatched": drawn().detached()} if method.mismatched else {}
+    step = replace(drawn().detached(), **more) if method.looks_ahead else None
+    options = {option: 0.3 for option, value in method.options.items() if value == 0}  # each part of the loss
+    loss = loss_of(method, options={**options, "loss_type": kind} if kind else options)
+    assert isinstance(loss, AnswerLoss)
+    assert loss.figures is not None  # asked for before anything is recorded
+    answers, denominator = replace(drawn(), step=step, **more), torch.tensor(8.0)
+    with Recording():
+        loss.of_answers(answers, denominator).loss.backward()
 
 
 def test_packs_with_few_and_with_many_answers_are_of_one_shape() -> None:
