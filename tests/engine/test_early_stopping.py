@@ -26,13 +26,16 @@ def test_it_ends_when_nothing_is_gained_and_so_does_one_that_was_resumed(start: 
     assert run.resume(step=2).wait().step == 3
 
 
-def test_it_ends_with_the_best_weights(start: Start) -> None:
+@pytest.mark.parametrize("patience", [None, 1])
+def test_it_ends_with_the_best_weights(start: Start, patience: int | None) -> None:
+    """Also one that ends early, at a step of which a checkpoint is there already."""
     fields = {"learning_rate": 0.3, "lr_scheduler_type": "constant", "checkpoint": {"every": 1, "keep": 9}, "steps": 6}
-    watched = {"split": 0.2, "every": 1, "load_best": True}
+    watched = {"split": 0.2, "every": 1, "load_best": True, "patience": patience}
     run = start(eval=watched, order="given", **fields).wait()
     evals = [event for event in run.events() if isinstance(event, events.Eval)]
     best = min(evals, key=lambda event: event.loss).step
-    assert best < 6, "at such a rate it gets worse"
+    assert best < run.step, "at such a rate it gets worse"
+    assert (run.step < 6) is (patience is not None)
     saved = load_file(run.folder / f"checkpoints/step-{best:08d}/trainable.safetensors")
     expected = torch.cat([saved[name].flatten() for name in sorted(saved)]).double()
     assert torch.equal(trained(run), expected)  # what is resumed, asked and exported from

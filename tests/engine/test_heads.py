@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 import nbtune
 from nbtune import events
 from nbtune.errors import DataError, ExportError, SpecError, TrainError
+from nbtune.models.heads import Head
 
 STILL: dict[str, Any] = {"steps": 1, "learning_rate": 1e-12, "order": "given", "dtype": "fp32", "device": "cpu"}
 PAIRS = [
@@ -183,6 +184,17 @@ def test_a_process_reward_models_first_loss(start: Any) -> None:
     assert run.history["loss"].iloc[0] == pytest.approx(float(expected), rel=1e-5)
 
 
+def test_a_config_with_a_head_pads_as_its_base_does_or_as_its_tokenizer() -> None:
+    """transformers reads a text at its last token that is no padding."""
+    head, base = Head("text", ("bad", "good")), {"model_type": "llama", "tie_word_embeddings": True}
+    for own, pad, said in ((7, 3, 7), (0, 3, 0), (None, 3, 3), (None, None, None)):
+        written = head.config({**base, "pad_token_id": own}, pad)
+        assert written["pad_token_id"] == said
+        assert written["architectures"] == ["LlamaForSequenceClassification"]
+        assert written["label2id"] == {"bad": 0, "good": 1}
+        assert written["tie_word_embeddings"] is False
+
+
 def test_it_is_saved_as_transformers_loads_it(start: Any, tmp_path: Any) -> None:
     """Merged, and scored by the run itself; GGUF, answers and sample prompts are refused in a sentence."""
     from transformers import AutoModelForSequenceClassification
@@ -192,6 +204,7 @@ def test_it_is_saved_as_transformers_loads_it(start: Any, tmp_path: Any) -> None
     run.export.merged(out, dtype="float32")
     model = AutoModelForSequenceClassification.from_pretrained(out, dtype=torch.float32).eval()
     assert model.config.id2label == {0: "bad", 1: "good", 2: "so"}
+    assert model.config.label2id == {"bad": 0, "good": 1, "so": 2}
     _, tokenizer = asked(run, "SequenceClassification")
     tokens = tokenizer(["It was good.", "So it was, very very bad"], return_tensors="pt", padding=True)
     found = run.score(["It was good.", "So it was, very very bad"])

@@ -137,5 +137,6 @@ def test_a_run_goes_back_to_an_earlier_checkpoint(start):
     losses = run.history["loss"].tolist()
     run.resume(step=2).wait()
     assert run.history["loss"].tolist() == losses
+    assert [event.step for event in run.events() if isinstance(event, events.Step)] == [*range(1, 7), *range(3, 7)]
     assert [event.step for event in said(run, events.Step)] == [1, 2, 3, 4, 5, 6, 3, 4, 5, 6]
     assert sorted(path.name for path in (run.folder / "checkpoints" / "aside").iterdir())[0] == "step-00000004"

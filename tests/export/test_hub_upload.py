@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nbtune.errors import HubError
 from nbtune.export.hub_errors import retry_after
-from nbtune.export.hub_upload import _Push
+from nbtune.export.hub_upload import _files, _Push, push_folder
 from tests.support.fake_hub import TOKEN, FakeHub, client_environment, run_client
 from tests.support.tiny_models import byte_level, save_model, save_tokenizer
 
@@ -317,3 +318,20 @@ def test_the_token_is_in_no_argument_of_the_child(hub: FakeHub, folder: Path, tm
     finally:
         process.kill()
         process.communicate()
+
+
+def test_what_is_hidden_or_leads_out_of_a_folder_is_not_uploaded(folder: Path, tmp_path: Path) -> None:
+    (folder / ".cache" / "deep").mkdir(parents=True)
+    (folder / ".cache" / "deep" / "token").write_text("secret")
+    (folder / "more").mkdir()
+    (folder / "more" / "words.txt").write_text("words")
+    named = {name for name, _, _ in _files(folder)}
+    assert named == {"README.md", "adapter_config.json", "adapter_model.safetensors", "more/words.txt"}
+    private = tmp_path / "private"
+    private.mkdir()
+    (private / "key").write_text("secret")
+    for link, target in ((folder / "more" / "key", private / "key"), (folder / "linked", private)):
+        link.symlink_to(target)
+        with pytest.raises(HubError, match="leads out of its folder"):  # before anybody is asked for anything
+            push_folder(folder, "ada/demo")
+        link.unlink()

@@ -109,6 +109,20 @@ def test_merged_logits_are_the_adapters(kind: str, base: Path, tmp_path: Path) -
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_bias_that_a_lora_adds_is_scaled_as_the_rest_of_it(tmp_path: Path) -> None:
+    from transformers import LlamaConfig
+
+    tokenizer = save_tokenizer(byte_level(), tmp_path / "base")
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "attention_bias": True}
+    save_model(LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=4, **sizes), tmp_path / "base")
+    options = {"target_modules": ["q_proj", "o_proj"], "lora_bias": True, "lora_alpha": 20}
+    expected = adapted(tmp_path / "base", tmp_path / "adapter", **options)
+    assert any(key.endswith("lora_B.bias") for key in load_file(tmp_path / "adapter" / "adapter_model.safetensors"))
+    merged = export_merged(ExportSource(tmp_path / "base", tmp_path / "adapter"), tmp_path / "merged", "fp32").path
+    assert difference(loaded(merged), expected) < 2e-6
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_an_adapter_with_extra_tokens(base: Path, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM

@@ -255,3 +255,12 @@ def test_a_download_is_said_where_there_is_one():
 def test_weights_in_another_format_than_was_asked_for_are_said(weights, dtype, said):
     reasons = _plan(80, weights=weights, dtype=dtype).reasons
     assert any("16-bit weights were asked for" in reason for reason in reasons) == said
+
+
+def test_a_disk_needs_room_for_a_checkpoint_beside_those_that_stay() -> None:
+    """The oldest goes when the newest is whole."""
+    asked = (from_mapping({"data": "rows", "steps": 9, "checkpoint": {"keep": keep}}) for keep in (1, 2, 5))
+    one, two, five = (make_plan(spec, LLAMA_8B, _data(64, 100), _card(10**6)).disk_bytes for spec in asked)
+    each = two - one
+    assert five == one + 4 * each
+    assert 2 * each < one < 3 * each  # two of them, and the adapter twice

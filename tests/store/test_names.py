@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from nbtune.store.folder import check_name, following
+from nbtune.errors import SpecError
+from nbtune.spec import from_mapping
+from nbtune.store.folder import check_name, create, following
 
 LONGEST = "n" * 64
 
@@ -34,3 +38,15 @@ def test_no_name_comes_twice_on_the_way() -> None:
         names.append(following(names[-1]))
         check_name(names[-1])
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    "name", ["a/b", "a/../../b", "..", ".hidden", "-flag", "a b", "a\n", "a\x00", "a\\b", "é", "x" * 65, "", "C:a"]
+)
+def test_what_would_lead_elsewhere_is_no_name(name: str, tmp_path: Path) -> None:
+    """A name is a part of a folder's: whatever it begins with, none of it may be anything else."""
+    with pytest.raises(SpecError, match="cannot be a run's name"):
+        create(tmp_path / "runs", name, from_mapping({"data": "rows"}))
+    assert list(tmp_path.rglob("*")) == []
+    check_name("x" * 64)
+    check_name("a.b_c-9")

@@ -161,6 +161,46 @@ def test_each_kind_of_parameter_has_its_rate() -> None:
     assert set(found.values()) == {1.0}
 
 
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ({}, ((0.9, 0.999), 1e-8, 0.95)),
+        ({"beta1": 0.7}, ((0.7, 0.999), 1e-8, 0.95)),
+        ({"beta2": 0.8}, ((0.9, 0.8), 1e-8, 0.95)),
+        ({"eps": 1e-3, "momentum": 0.5}, ((0.9, 0.999), 1e-3, 0.5)),
+    ],
+    ids=str,
+)
+def test_an_optimizer_works_with_the_numbers_that_it_was_told(args: dict[str, float], told: Any) -> None:
+    """By what its own library makes of a step, and not by what stands in its groups alone."""
+    betas, eps, momentum = told
+    shapes = {"matrix": (6, 4), "embedding": (5,)}
+    gradients = [
+        torch.randn(shapes[kind], generator=torch.Generator().manual_seed(k)) for k in range(3) for kind in shapes
+    ]
+    for name in ("adamw", "muon"):
+        args_of = {key: value for key, value in args.items() if key != "momentum" or name == "muon"}
+        ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes.values()] for _ in range(2))
+        about: dict[str, Any] = {"learning_rate": 0.1, "weight_decay": 0.1, "kinds": [*shapes]}
+        made = make_optimizer(ours, name, args=OptimArgs(**args_of), **about)
+        adamw: dict[str, Any] = {"lr": 0.1, "betas": betas, "eps": eps, "weight_decay": 0.1}
+        truth: list[Any] = [torch.optim.AdamW(theirs[1:] if name == "muon" else theirs, **adamw)]
+        if name == "muon":
+            truth.append(
+                torch.optim.Muon(
+                    theirs[:1], lr=0.1, weight_decay=0.1, momentum=momentum, adjust_lr_fn="match_rms_adamw"
+                )
+            )
+        for step in range(3):
+            for parameters in (ours, theirs):
+                for parameter, gradient in zip(parameters, gradients[2 * step :], strict=False):
+                    parameter.grad = gradient.clone()
+            for optimizer in (made, *truth):
+                optimizer.step()
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other)
+
+
 def test_vectors_that_are_written_as_matrices_are_none_and_a_head_of_scores_is_a_head() -> None:
     """IA3's factors are columns and rows; Muon would set each one's length to that of all others."""
     model = add_adapter(tiny("LlamaConfig", SIZES), AdapterSpec(type="ia3"), seed=0)

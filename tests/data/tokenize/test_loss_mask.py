@@ -11,6 +11,7 @@ import pytest
 
 from nbtune import models
 from nbtune.data.formats.messages import messages_of
+from nbtune.data.formats.reader import Parts
 from nbtune.data.template.chat_template import ChatTemplate, Rendered
 from nbtune.data.tokenize.encoder import Encoder
 from nbtune.data.tokenize.loss_mask import trained_stretches
@@ -116,6 +117,21 @@ def test_parts_without_text_are_refused(tokenizer: Any) -> None:
         with pytest.raises(DataError, match="part 0 of message 1"):
             trained(tokenizer, [Q, {"role": "assistant", "content": [part]}])
     assert trained(tokenizer, [Q, {"role": "assistant", "content": ["Say", {"text": 7}, "."]}]) == ["Say7." + END]
+
+
+def test_all_of_a_text_is_trained_where_all_is_asked_for(tokenizer: Any) -> None:
+    row = Parts((("Before.\n", False), ("After.", True)), ends=False)
+    for on, said in (("answers", "After."), ("all", "Before.\nAfter.")):
+        ids, mask = Encoder(tokenizer, None, on).encode([row])[0]  # type: ignore[misc]
+        assert tokenizer.decode(ids[mask]) == said
+
+
+@pytest.mark.parametrize("name", ["chatml", "glm4moe", "gptoss", "llama3"])
+def test_nothing_is_put_behind_a_talk_that_ends_with_a_question(name: str) -> None:
+    """GLM's answers end with the next turn's header, which is appended to an answer alone."""
+    fast = making(templates()[name])
+    rendered = ChatTemplate(fast).render(talk := [Q, A, Q])
+    assert rendered.text == fast.apply_chat_template(talk, tokenize=False)
 
 
 TALK = [{"role": role, "content": f"{role[0]}{i}."} for i, role in enumerate(("system", *("user", "assistant") * 3))]

@@ -524,4 +524,18 @@ DATA = (
         'rest["train_detail"] = details',
         "data/tokenize/test_loss_mask.py::test_parts_and_details_of_one_message_both_count",
     ),
+    mutant(
+        "a-next-turn-begins-behind-a-question",
+        "data/template/chat_template.py",
+        '(self.turns.appended if messages[-1]["role"] == "assistant" else "")',
+        "self.turns.appended",
+        "data/tokenize/test_loss_mask.py::test_nothing_is_put_behind_a_talk_that_ends_with_a_question",
+    ),
+    mutant(
+        "all-of-a-text-is-its-answer",
+        "data/tokenize/encoder.py",
+        'if learnt or self.train_on == "all":',
+        "if learnt:",
+        "data/tokenize/test_loss_mask.py::test_all_of_a_text_is_trained_where_all_is_asked_for",
+    ),
 )

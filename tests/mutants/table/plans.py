@@ -132,4 +132,11 @@ PLANS = (
         "total_steps = spec.steps or max(1, math.floor(epochs * per_epoch))",
         "planner/test_run_length.py",
     ),
+    mutant(
+        "a-checkpoint-is-written-where-the-oldest-was",
+        "planner/planner.py",
+        "* (spec.checkpoint.keep + 1) + trained * 2 * width",
+        "* spec.checkpoint.keep + trained * 2 * width",
+        "planner/test_planner.py::test_a_disk_needs_room_for_a_checkpoint_beside_those_that_stay",
+    ),
 )

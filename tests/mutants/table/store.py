@@ -169,4 +169,25 @@ STORE = (
         "",
         "test_atomic_io.py",
     ),
+    mutant(
+        "a-name-is-what-begins-as-one",
+        "store/folder.py",
+        "if not _NAME.fullmatch(name):",
+        "if not _NAME.match(name):",
+        "store/test_names.py::test_what_would_lead_elsewhere_is_no_name",
+    ),
+    mutant(
+        "who-goes-back-begins-before",
+        "store/checkpoints.py",
+        "if number > step)",
+        "if number >= step)",
+        "engine/test_wishes.py::test_a_run_goes_back_to_an_earlier_checkpoint",
+    ),
+    mutant(
+        "a-folder-that-is-a-link-leads-nowhere",
+        "untrusted.py",
+        "if not path.is_symlink() and not path.parent.is_symlink():",
+        "if not path.is_symlink():",
+        "test_untrusted.py",
+    ),
 )
