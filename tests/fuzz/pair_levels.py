@@ -25,6 +25,10 @@ MODELS: dict[str, tuple[str, Fields]] = {
     "experts": ("mixtral", _EXPERTS),
 }
 
+WIDE: Fields = {"hidden_size": 128, "intermediate_size": 256}
+"""Of the same models on a card, whose kernels want heads of some width."""
+_WIDE_GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32}
+
 _ENDS = ["", " and on", " and on it goes, as it did", " then"]
 TEXTS = [f"Row {i} of many{_ENDS[i % 4]}." for i in range(12)]
 ROWS: dict[str, list[Fields]] = {
@@ -195,7 +199,9 @@ def fields_of(row: dict[str, str]) -> Fields:
 
 
 @lru_cache
-def model_of(name: str) -> str:
+def model_of(name: str, wide: bool = False) -> str:
     """Return the folder of one of `MODELS`, or of the ``teacher``, made once a process."""
     kind, options = MODELS.get(name) or MODELS["biased"]
+    if wide:
+        options = {**options, **WIDE, **(_WIDE_GEMMA if "head_dim" in options else {})}
     return str(save_speaking(kind, Path(mkdtemp(prefix=f"nbtune-{name}-")), **options))
