@@ -33,7 +33,7 @@ from nbtune.data.formats.reader import (
 )
 from nbtune.data.formats.sft_format import of_what_is_there
 from nbtune.data.formats.tagged_format import TAGS, WORDS
-from nbtune.data.formats.unread import fractions, other_questions, unread
+from nbtune.data.formats.unread import fractions, other_questions, unheeded, unread
 from nbtune.data.formats.values import Row, without_missing
 from nbtune.errors import DataError, NbtuneError, SpecError
 from nbtune.spec import SourceSpec
@@ -99,7 +99,8 @@ def detect(columns: Sequence[str], sample: Sequence[Row], spec: SourceSpec, plac
     form = READERS[name].make(named_columns)
     if spec.format is None:
         _refuse_two_questions(form, named_columns)
-    said = unread(form.name, tuple(form.mapping.values()), sample), fractions(form.mapping, form.kind, sample)
+    said = [unread(form.name, tuple(form.mapping.values()), sample), fractions(form.mapping, form.kind, sample)]
+    said += unheeded(form.name, form.mapping, sample)
     return replace(form, read=of_what_is_there(form.read), unread="; ".join(filter(None, said)))
 
 

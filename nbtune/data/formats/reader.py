@@ -6,6 +6,7 @@ A file ``NAME_format.py`` here makes one or several (`Reader`).
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from nbtune.data.formats.values import Row, is_missing
 from nbtune.errors import DataError, SpecError
 from nbtune.methods import METHODS
 
+_WRITTEN = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]\s*:""")
 CHATS = ("messages", "conversations", "conversation", "chat", "dialog", "dialogue", "turns")
 PROMPTS = ("prompt", "question", "query", "problem", "instruction", "input", "user", "article")
 ANSWERS = (
@@ -180,11 +182,18 @@ def chat_column(columns: Columns) -> str | None:
     listed = [c for c in columns.names if c.lower() in CHATS]
     for column in [*listed, *(c for c in columns.names if c not in listed)]:
         values: list[Any] = [row.get(column) for row in columns.sample if row.get(column)]
+        if column in listed and values and all(written_messages(value) for value in values):
+            return column
         if values and all(isinstance(v, list) and all(isinstance(m, Mapping) for m in v) for v in values):
             keys = {key for value in values for message in value for key in message}
             if any(pair <= keys for pair in ({role, content}, {"from", "value"}, {"role", "tool_calls"})):
                 return column
     return None
+
+
+def written_messages(value: Any) -> bool:
+    """Return whether a text is a list of messages, as a cell of a table holds it: JSON, or what Python prints."""
+    return isinstance(value, str) and _WRITTEN.match(value) is not None
 
 
 def is_sharegpt(column: str, sample: Sequence[Row]) -> bool:

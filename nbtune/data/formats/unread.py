@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from nbtune.data.formats.reader import written_messages
 from nbtune.data.formats.values import is_missing, plainly
 
 _MEDIA = frozenset(("image", "images", "video", "videos", "audio", "audios"))
@@ -20,6 +21,10 @@ _MEANT = frozenset(
     )
 )
 QUESTIONS = frozenset(("prompt", "question", "query", "problem", "instruction"))
+_WEIGHTS = frozenset(("weight", "weights", "loss_weight", "sample_weight", "row_weight", "example_weight"))
+_SPLITS = frozenset(("split", "subset", "partition", "fold", "set"))
+_HELD = re.compile(r"(?i)\s*(?:test|testing|dev|eval|evaluation|val|valid|validation|held[ _-]?out)\s*")
+_SPEAKS = frozenset(("role", "from", "speaker"))
 _MOST = 10_000  # values within one that are looked at
 _WORDS = 4  # a column that mostly holds as many is no mark, name or address
 _PLACEHOLDER = re.compile(r"<(?:image|video|audio)>")
@@ -44,6 +49,44 @@ def unread(name: str, read: Sequence[str], sample: Sequence[Mapping[str, Any]]) 
         return f"what stands in {listed} is not learnt: {why}"
     placeholder = next((m for row in sample for v in row.values() if (m := _PLACEHOLDER.search(str(v)))), None)
     return f"rows hold {placeholder[0]}: it is learnt as these words, only text can be trained" if placeholder else ""
+
+
+def unheeded(name: str, mapping: Mapping[str, str], sample: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return warnings about columns that say what is to be done with rows, and that nobody acts on.
+
+    Args:
+        name: of the format.
+        mapping: role → column, of what is read.
+        sample: some rows.
+    """
+    if name == "prompts":  # what else a row has is for the rewards
+        return []
+    read, said = {*mapping.values()}, []
+    for column in dict.fromkeys(str(key) for row in sample for key in row):
+        values = [row[column] for row in sample if not is_missing(row.get(column))] if column not in read else []
+        if column.lower() in _WEIGHTS and any(_number(value) not in (None, 1) for value in values):
+            said.append(f"`{column}` changes nothing: how often a row counts is said by `row_weights`")
+        elif column.lower() in _SPLITS and (held := next((v for v in values if _HELD.fullmatch(str(v))), None)):
+            said.append(
+                f"rows whose `{column}` is `{held}` are learnt like all others: leave them out, and name them in "
+                "`eval: {data: …}`"
+            )
+        elif column.lower() in _SPEAKS and name in ("text", "labelled") and values:
+            said.append(f"`{column}` is not read, each row is a text by itself: conversations are lists of `messages`")
+    for column in () if name in ("messages", "sharegpt") else dict.fromkeys(mapping.values()):
+        if any(written_messages(row.get(column)) for row in sample):
+            said.append(
+                f"`{column}` holds messages that are written as text, and is learnt as these letters: give lists "
+                "(`json.loads`)"
+            )
+    return said
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def fractions(mapping: Mapping[str, str], kind: str, sample: Sequence[Mapping[str, Any]]) -> str:

@@ -19,7 +19,7 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 _MEANT = frozenset(
     (
         *("thought", "thoughts", "reasoning_details", "tools", "functions", "documents", "citations", "prefix"),
-        *("image", "images", "video", "videos", "audio", "audios"),
+        *("image", "images", "video", "videos", "audio", "audios", "refusal"),
         *("loss", "mask", "masked", "loss_mask", "trainable", "learn", "label"),
     )
 )
@@ -67,7 +67,14 @@ def left_out(
             lost.append("parts")
         if len(message) > 2:
             lost += [f"key {key}" for key in message if key in _MEANT and _holds(message[key]) and key not in template]
+            lost += ["key name"] if _is_unnamed(message, text) else []
         yield from ((number, what) for what in lost)
+
+
+def _is_unnamed(message: Mapping[str, Any], text: str) -> bool:
+    """Return whether a message says who speaks, and the text does not; a tool's name stands in its call."""
+    name = message.get("name")
+    return isinstance(name, str) and bool(name.strip()) and message["role"] != "tool" and name not in text
 
 
 def _is_plain(message: Mapping[str, Any]) -> bool:

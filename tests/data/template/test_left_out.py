@@ -179,7 +179,8 @@ BEGINNING = CHATML.replace("message['content']", "message['content'][:12]")
         (CHATML, [{**user("q"), "images": ["a.png"]}, {"role": "assistant", "content": "a"}], "`images`"),
         (CHATML, [user("q"), {"role": "assistant", "content": "a", "loss": False}], "`loss`"),
         (CHATML, [user("q"), {"role": "assistant", "content": "a", "thoughts": "hm"}], "`thoughts`"),
-        (CHATML, [{**user("q"), "name": "Ada", "id": 7}, {"role": "assistant", "content": "a"}], ""),
+        (CHATML, [{**user("q"), "name": "Ada", "id": 7}, {"role": "assistant", "content": "a"}], "`name`"),
+        (CHATML, [{**user("I, Ada"), "name": "Ada", "id": 7}, {"role": "assistant", "content": "a"}], ""),
     ],
 )
 def test_parts_of_a_message_that_nothing_reads_are_counted(template: str, messages: list[Any], said: str) -> None:
