@@ -152,6 +152,7 @@ def told(
     progress: loop.Progress | None = None,
     steps: int = 2,
     norms: Iterator[float] | None = None,
+    rates: list[float] | None = None,
     **options: Any,
 ) -> tuple[str, list[int]]:
     """How steps of three micro-batches ended, and the steps that were saved."""
@@ -166,7 +167,13 @@ def told(
     }
     cut = loop.LoopOptions(steps, 1e-3, lambda _: 1.0, 100, None, 1e9, **options)
     real, norms = torch.ones(()), norms or itertools.repeat(1.0)
-    device.update = lambda learning_rate: Updated(real, real * next(norms), {})  # type: ignore[method-assign]
+
+    def update(learning_rate: float) -> Any:
+        if rates is not None:
+            rates.append(learning_rate)
+        return Updated(real, real * next(norms), {})
+
+    device.update = update  # type: ignore[method-assign]
     run: Any = (device, batches, cut, loop.Jobs(**{**jobs, **(beside or {})}))
     ended = loop.train(*run, progress=progress or loop.Progress(), emit=said.append, control=control)
     return ended, [event.step for event in said if isinstance(event, events.Checkpoint)]
@@ -182,3 +189,16 @@ def test_a_scale_that_stays_too_high_ends_a_run_after_twenty_steps(overflows: in
         return
     with pytest.raises(TrainError, match=r"the gradient is no number any more \(step 20\)"):
         told(device, MemoryControl(), steps=25, norms=norms)
+
+
+def test_a_rate_that_is_wished_for_is_taken_from_then_on_also_when_the_run_goes_on() -> None:
+    control, progress, rates = MemoryControl(), loop.Progress(), list[float]()
+
+    def between(_: Any) -> None:
+        if progress.step == 2:
+            control.wish(learning_rate=0.5)
+
+    told(SlowDevice(0.0), control, progress=progress, steps=5, rates=rates, beside={"between": between})
+    assert rates == [1e-3, 1e-3, 0.5, 0.5, 0.5]
+    told(SlowDevice(0.0), MemoryControl(), progress=progress, steps=7, rates=rates)
+    assert rates[5:] == [0.5, 0.5]

@@ -943,4 +943,11 @@ TRAIN = (
         "momentum = 0.95",
         "train/test_optimizer.py::test_an_optimizer_works_with_the_numbers_that_it_was_told",
     ),
+    mutant(
+        "a-rate-that-is-wished-for-is-told-and-not-taken",
+        "train/loop.py",
+        "peak = self.progress.learning_rate if self.progress.learning_rate is not None else self.options.learning_rate",
+        "peak = self.options.learning_rate",
+        "train/test_loop.py::test_a_rate_that_is_wished_for_is_taken_from_then_on_also_when_the_run_goes_on",
+    ),
 )
