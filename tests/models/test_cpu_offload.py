@@ -114,6 +114,8 @@ def test_rows_of_the_embedding_wait_in_the_hosts_memory() -> None:
     table = model.get_input_embeddings()
     rows = stock.get_input_embeddings().weight.detach()
     assert "embedding" in patch.report.taken
+    assert patch.traffic is None  # no layer travels; the host still fetches rows here, as where no memory is pinned
+    assert patch.waits
     assert table.weight.shape == rows.shape
     assert table.weight.isnan().all()  # a stand-in, which nobody can mistake for the rows
     assert table.weight.untyped_storage().nbytes() <= 16

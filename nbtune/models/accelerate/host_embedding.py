@@ -41,6 +41,7 @@ def keep_in_host(module: nn.Embedding, device: torch.device, patch: "Patch") -> 
     def undo() -> None:
         module.weight.data = host.to(device, copy=True)
 
+    patch.fetches = not pinned
     patch.undo.append(undo)
     patch.replace(module, forward)
     patch.report.taken["embedding"] = "its rows are gathered from the host's memory"

@@ -64,6 +64,7 @@ class Patch:
     experts: list[Experts] = field(default_factory=list)
     undo: list[Callable[[], None]] = field(default_factory=list)
     whole: bool = False  # every layer of the decoder is ours
+    fetches: bool = False  # rows of its embedding, from memory that the device does not read itself
 
     def set_policy(self, policy: MemoryPolicy) -> None:
         """Set what blocks keep from now on."""
@@ -92,6 +93,8 @@ class Patch:
     @property
     def waits(self) -> bool:
         """Whether a step waits for the device, or for random numbers of other code's: it cannot be recorded."""
+        if self.fetches:
+            return True
         fast = [one.up.module for one in self.experts if runs_grouped(one.up.weight, one.up.weight.dtype)]
         known = {id(module) for module in fast}
         mlps = [layer.mlp for layer in self.layers if layer.mlp is not None]
