@@ -75,10 +75,10 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path, *, links: bool = False) -> dict[str, Any] | None:
     """Return the object in a JSON file; None if it is not there, not whole, or else (see `nbtune.untrusted.load`)."""
     try:
-        return load(path)
+        return load(path, links=links)
     except (FileNotFoundError, BadFile):
         return None
 

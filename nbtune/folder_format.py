@@ -42,7 +42,7 @@ def stamp() -> dict[str, int]:
 def version_of(folder: Path) -> int:
     """Return the version of a run's folder; 0 where it says none, or nothing that can be read."""
     try:
-        return int(number(load(folder / _FILE), "version", 0))
+        return int(number(load(folder / _FILE, links=False), "version", 0))
     except (FileNotFoundError, BadFile):
         return 0
 

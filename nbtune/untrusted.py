@@ -150,13 +150,19 @@ def open_to_append(path: Path) -> int:
     raise OSError(errno.EINVAL, "it is no ordinary file", str(path))
 
 
-def open_file(path: Path) -> BufferedReader:
+def open_file(path: Path, *, links: bool = True) -> BufferedReader:
     """Return a regular file, opened to be read: a pipe or a device, which might never end, is an error.
+
+    Args:
+        links: it may be one; what a run's folder holds is none.
 
     Raises:
         OSError: it is not there, cannot be read, or is no file.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if not links and path.is_symlink():  # one that is put there after this look is not followed, either
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    descriptor = os.open(path, flags | (0 if links else getattr(os, "O_NOFOLLOW", 0)))
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(f"{path.name} is no ordinary file")
@@ -166,32 +172,35 @@ def open_file(path: Path) -> BufferedReader:
         raise
 
 
-def read_text(path: Path, largest: int = 4 << 20) -> str:
+def read_text(path: Path, largest: int = 4 << 20, *, links: bool = True) -> str:
     """Return the text of a regular file of at most so many bytes, in UTF-8.
 
     Raises:
         OSError: it is not there, cannot be read, is no file, or larger.
         UnicodeDecodeError: it is not UTF-8.
     """
-    with open_file(path) as file:
+    with open_file(path, links=links) as file:
         data = file.read(largest + 1)
     if len(data) > largest:
         raise OSError(f"{path.name} is larger than {largest >> 20} MiB")
     return data.decode("utf-8")
 
 
-def load(path: Path, *, largest: int = LARGEST, number_below: int = _LARGEST_NUMBER) -> dict[str, Any]:
+def load(
+    path: Path, *, largest: int = LARGEST, number_below: int = _LARGEST_NUMBER, links: bool = True
+) -> dict[str, Any]:
     """Return the object in a JSON file.
 
     Args:
         largest: bytes that it may have.
         number_below: bound of its whole numbers.
+        links: as of `open_file`.
     Raises:
         FileNotFoundError: there is none.
         BadFile: it cannot be read, or is something else.
     """
     try:
-        with open_file(path) as file:
+        with open_file(path, links=links) as file:
             data = file.read(largest + 1)
     except FileNotFoundError:
         raise

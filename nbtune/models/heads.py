@@ -213,7 +213,7 @@ def write_head(head: Head, folder: Path) -> None:
 def read_head(folder: Path) -> Head | None:
     """Return what a folder of a trained model says of its head; None: it has none."""
     try:
-        body = read_json(folder / FILE)
+        body = read_json(folder / FILE, links=True)
         return (
             None if body is None else Head(body["of"], tuple(map(str, body["labels"])), str(body.get("layer", SCORE)))
         )

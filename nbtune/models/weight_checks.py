@@ -19,6 +19,7 @@ from nbtune.untrusted import leads_out
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
 _LARGEST_TEXT = 1 << 30  # bytes of a config, a tokenizer or a template; the largest tokenizers have some ten millions
 _AGAIN = "Download or copy the model again."
 _SAVE = "Save it with safetensors: nbtune opens no pickles."
@@ -253,7 +254,7 @@ def _header(file: Path) -> dict[str, dict[str, Any]]:
                 fix="Run `git lfs pull` in its folder, or download the model again.",
             )
         length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
-        if not 0 < length <= size - 8:
+        if not 0 < length <= min(size - 8, _LARGEST_HEADER):
             cause = "the file is empty" if size == 0 else "the file is truncated, or no safetensors file"
             raise SpecError(cause, place=str(file), fix=_AGAIN)
         f.seek(8)

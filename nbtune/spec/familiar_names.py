@@ -23,17 +23,22 @@ Path = tuple[Any, ...]
 _SOURCES = ("path", "file", "files", "filename", "file_name", "data_files", "dataset", "name", "url")
 
 
-def rename(body: Mapping[str, Any], lines: Mapping[Path, int]) -> tuple[dict[str, Any], dict[Path, int]]:
+def rename(
+    body: Mapping[str, Any], lines: Mapping[Path, int], *, files: bool = True
+) -> tuple[dict[str, Any], dict[Path, int]]:
     """Return a spec's mapping under our names, and the lines of its keys likewise.
 
     >>> rename({"data": "rows", "lora_r": 8, "max_steps": 5}, {})[0]
     {'data': 'rows', 'adapter': {'r': 8}, 'steps': 5}
 
+    Args:
+        files: a key may name a file that is read.
+
     Raises:
         SpecError: one setting stands there twice, under two names.
     """
     places, body = dict(lines), dict(body)
-    read_zero_stage(body)
+    read_zero_stage(body, files=files)
     ours = {key: value for key, value in body.items() if key not in ALIASES}
     for part, value in list(ours.items()):
         if isinstance(value, Mapping):

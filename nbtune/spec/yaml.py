@@ -27,7 +27,12 @@ _WAY_OUT = re.compile(r"(.*?): ((?:change|drop|keep|leave|name|set|take|use|writ
 
 
 def from_yaml(
-    text: str, overrides: Mapping[str, Any] | None = None, *, name: str = "the cell", first_line: int = 1
+    text: str,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    name: str = "the cell",
+    first_line: int = 1,
+    files: bool = True,
 ) -> RunSpec:
     """Return the spec that a YAML text asks for.
 
@@ -39,11 +44,12 @@ def from_yaml(
         overrides: dotted keys (``"adapter.r"``) with values that win over the text.
         name: how errors call the text.
         first_line: the number of its first line in what the user sees (2 in a cell with its magic on line 1).
+        files: a key may name a file that is read (DeepSpeed's config); not where a stranger may have written the text.
     Raises:
         SpecError: with the line, what was wrong, and what to write instead.
     """
     body, lines = _load(text, name, first_line)
-    return from_mapping(body, overrides, lines=lines, name=name)
+    return from_mapping(body, overrides, lines=lines, name=name, files=files)
 
 
 def from_mapping(
@@ -52,8 +58,10 @@ def from_mapping(
     *,
     lines: Mapping[tuple[Any, ...], int] | None = None,
     name: str = "the spec",
+    files: bool = True,
 ) -> RunSpec:
-    """Return the spec of a mapping; `overrides` are as in `from_yaml`, and `lines` gives the line of a path of keys.
+    """Return the spec of a mapping; `overrides` and `files` are as in `from_yaml`, and `lines` gives the line of a path
+    of keys.
 
     >>> nbtune.spec.from_mapping({"data": "rows", "steps": 3}, {"steps": 5}).steps
     5
@@ -61,7 +69,7 @@ def from_mapping(
     Raises:
         SpecError: as `from_yaml`.
     """
-    body, lines = rename(body, lines or {})
+    body, lines = rename(body, lines or {}, files=files)
     for key, value in (overrides or {}).items():
         path = path_of(key)
         put(body, path, value_of(path, value))

@@ -23,7 +23,7 @@ _STAGE_IN_NAME = re.compile(r"zero[-_]?(?:stage)?[-_]?([0-3])", re.IGNORECASE)
 _MOST_BYTES = 2**20
 
 
-def read(body: dict[str, Any]) -> None:
+def read(body: dict[str, Any], *, files: bool = True) -> None:
     """Put our keys into a spec's mapping in place of DeepSpeed's config; keys that are there already win.
 
     >>> body = {"data": "rows", "deepspeed": {"zero_optimization": {"stage": 3}}}
@@ -38,15 +38,15 @@ def read(body: dict[str, Any]) -> None:
         given = body.pop(name, None)
         if given is None or given is False:
             continue
-        stage = _stage(given, name)
+        stage = _stage(given, name, files)
         if "cluster" not in body:
             body.setdefault("gpus", "all")
         if stage == 3:
             body.setdefault("weights", "sharded")
 
 
-def _stage(given: Any, name: str) -> int:
-    config = given if isinstance(given, Mapping) else _file(str(given), name)
+def _stage(given: Any, name: str, files: bool) -> int:
+    config = given if isinstance(given, Mapping) else _file(str(given), name) if files else None
     if config is None:  # a preset's name, of no file here
         found = _STAGE_IN_NAME.search(Path(str(given)).name)
         if found is None:

@@ -22,6 +22,8 @@ from nbtune.folder_format import refuse_newer
 from nbtune.untrusted import open_file, open_to_append
 
 _PIECE = 2**21  # bytes that are read at once: some 7,000 steps
+_LONGEST = 2**24  # bytes of a line: nbtune's own are far below, and what somebody else wrote may have no end of a line
+_JUNK = 200_000  # lines that hold no event, after which a log is no run's
 _BLOCK = 2**16  # bytes, when looking from the end
 _EVERY = 0.25  # seconds between two calls of a listener, on average
 _LOOK = 0.02  # seconds between looks at the log's size, when somebody listens: what is new and late is said at once
@@ -45,7 +47,7 @@ class Follower:
     """Reads a log piece by piece from `start` on; lines that are not whole yet wait."""
 
     def __init__(self, path: Path, start: int = 0) -> None:
-        self._path = path
+        self._path, self._junk = path, 0
         offset = start.offset if isinstance(start, Mark) else None
         self.mark = Mark(0) if offset is None else Mark(int(start), offset)
         while int(self.mark) < start:  # where its line begins is not known: what comes before is read, and forgotten
@@ -70,7 +72,7 @@ class Follower:
     def state_ahead(self) -> bool:
         """Return whether there is a state among what is new; costs a read, and no parsing."""
         try:
-            with open_file(self._path) as file:
+            with open_file(self._path, links=False) as file:
                 file.seek(self.mark.offset or 0)
                 return _STATE in file.read(_PIECE)
         except OSError:
@@ -87,14 +89,16 @@ class Follower:
         """Return the events of a piece, and whether there was one."""
         offset = self.mark.offset or 0
         try:
-            with open_file(self._path) as file:
+            with open_file(self._path, links=False) as file:
                 file.seek(offset)
                 piece = file.read(_PIECE)
                 end = piece.rfind(b"\n") + 1
-                while not end and len(piece) >= _PIECE and (more := file.read(_PIECE)):  # one very long line
+                while not end and _PIECE <= len(piece) < _LONGEST and (more := file.read(_PIECE)):  # a very long line
                     piece += more
                     end = piece.rfind(b"\n") + 1
         except OSError:
+            return [], False
+        if self._junk > _JUNK:
             return [], False
         parsed: list[events.Event] = []
         at = offset
@@ -103,7 +107,8 @@ class Follower:
             try:
                 parsed.append(events.from_line(line))
             except (ValueError, TypeError):
-                continue  # a line that no version wrote: the rest of the run is still worth showing
+                self._junk += 1  # a line that no version wrote: the rest of the run is still worth showing
+                continue
             if len(parsed) == self._skip:
                 self._cut_at = at
         self.mark = Mark(int(self.mark) + len(parsed), offset + end)
@@ -127,7 +132,7 @@ class Latest:
                     return event
                 if size < seen:  # a torn line was cut off
                     seen, event = 0, None
-                with open_file(self._path) as file:
+                with open_file(self._path, links=False) as file:
                     end, found = _newest(file, seen, size, kind)
             except OSError:
                 return event
@@ -139,8 +144,8 @@ def _newest(file: Any, start: int, end: int, kind: type[Any]) -> tuple[int, Any]
     """Return (where the last whole line ends, the last `kind` between `start` and there); reads blocks from the end."""
     mark, tail, whole = f'"type":"{kind.type}"'.encode(), b"", start
     at = end
-    while at > start:
-        low = max(start, at - _BLOCK)
+    while at > start and len(tail) < _LONGEST:
+        low = max(start, at - max(_BLOCK, len(tail)))
         file.seek(low)
         block = file.read(at - low) + tail
         if whole == start:  # the last line may not be whole yet
@@ -356,30 +361,16 @@ class EventReader:
     """All events so far, read on from where it stopped; lines that are not whole yet wait for the next `read`."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._offset, self._lock = path, 0, threading.Lock()
+        self._follower, self._lock = Follower(path), threading.Lock()
         self.events: list[events.Event] = []
 
     def behind(self) -> bool:
         """Return whether the file has grown since the last `read`; costs a look at its size."""
-        try:
-            return self._path.stat().st_size > self._offset
-        except OSError:
-            return False
+        return self._follower.behind()
 
     def read(self) -> list[events.Event]:
         """Take in what is new, and return all events (a list that only grows: do not change it)."""
         with self._lock:
-            try:
-                with open_file(self._path) as file:
-                    file.seek(self._offset)
-                    new = file.read()
-            except OSError:
-                return self.events
-            end = new.rfind(b"\n") + 1
-            for line in new[:end].splitlines():
-                try:
-                    self.events.append(events.from_line(line))
-                except (ValueError, TypeError):
-                    continue  # a line that no version wrote: the rest of the run is still worth showing
-            self._offset += end
+            while new := self._follower.read():
+                self.events += new
             return self.events

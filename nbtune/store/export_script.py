@@ -87,7 +87,8 @@ def as_snippet(folder: Path) -> str:
         return f"{system}{head_line}model = {kind}.from_pretrained({adapter})\n{tokenizer}"
     loaded = loads(spec.model, head)
     if spec.model.startswith(VARIABLE):
-        loaded = f"{spec.model.removeprefix(VARIABLE)}  # as it was handed over"
+        handed = spec.model.removeprefix(VARIABLE)  # anybody may have written it, and this is pasted
+        loaded = f"{handed if handed.isidentifier() else '...'}  # as it was handed over"
     rows = rows_of(loadable(spec, folder).model) if spec.adapter.grows else None
     more = f"base.resize_token_embeddings({rows}, mean_resizing=False)  # it knows more tokens now\n"
     grown = "" if rows is None else more

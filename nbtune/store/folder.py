@@ -24,7 +24,7 @@ from nbtune.folder_format import plan_body, refuse_newer, spec_fields, stamp, ve
 from nbtune.planner import Plan
 from nbtune.spec import RunSpec, from_yaml, to_yaml
 from nbtune.store.lock import Ownership, is_owned
-from nbtune.untrusted import BadFile, harmless, load, number, open_file, refuse_links
+from nbtune.untrusted import BadFile, harmless, load, number, open_file, read_text, refuse_links, shortened
 
 OWN_MODEL, OWN_TOKENIZER = "model", "own_tokenizer"  # what a run keeps of objects that were handed over
 VARIABLE = "var:"  # before the name of one in the spec
@@ -211,9 +211,8 @@ def written_spec(folder: Path) -> RunSpec:
     refuse_newer(folder)
     shown = harmless(folder.name, line=True)
     try:
-        with open_file(folder / "spec.yaml") as file:
-            text = file.read().decode("utf-8")
-        return as_meant(from_yaml(text, name=f"{shown}/spec.yaml"), folder)
+        text = read_text(folder / "spec.yaml", links=False)
+        return as_meant(_naming_no_files(from_yaml(text, name=f"{shown}/spec.yaml", files=False)), folder)
     except NbtuneError:
         raise
     except FileNotFoundError as error:
@@ -221,6 +220,14 @@ def written_spec(folder: Path) -> RunSpec:
     except Exception as error:  # a file that anybody may have written makes a YAML reader raise anything
         why = f"{type(error).__name__}: {harmless(str(error)[:120], line=True)}"
         raise TrainError(f"the spec cannot be read ({why})", place=f"{shown}/spec.yaml", fix=_DAMAGED) from error
+
+
+def _naming_no_files(spec: RunSpec) -> RunSpec:
+    """Refuse a chat template that would be read from somewhere: the spec of a run has its text."""
+    if spec.chat_template is not None and "{" not in spec.chat_template:
+        cause = f"`{shortened(spec.chat_template)}` is no Jinja2 template, and a run's spec names no file of one"
+        raise SpecError(cause, place="chat_template", fix="write the template itself")
+    return spec
 
 
 def as_meant(spec: RunSpec, folder: Path) -> RunSpec:
@@ -268,14 +275,14 @@ def trouble(folder: Path) -> str:
     """Return what is wrong with a run's folder, in a sentence that names the file; nothing where a list can show it."""
     for name in ("environment.json", "plan.json", "control.json"):
         try:
-            _look_at(name, load(folder / name))
+            _look_at(name, load(folder / name, links=False))
         except FileNotFoundError:
             continue
         except BadFile as error:
             return f"{name}: {error}"
     for name in ("spec.yaml", "events.jsonl"):
         try:
-            with open_file(folder / name) as file:
+            with open_file(folder / name, links=False) as file:
                 head = file.read(4096)
         except FileNotFoundError:
             if name == "spec.yaml":
@@ -342,7 +349,7 @@ def delete(folder: Path) -> None:
 def created(folder: Path) -> float:
     """Return when a run was made, in seconds since 1970; 0 where its folder does not say."""
     try:
-        when = number(load(folder / "environment.json"), "created", 0.0)
+        when = number(load(folder / "environment.json", links=False), "created", 0.0)
         return when if 0 <= when < _FAR else 0.0
     except (FileNotFoundError, BadFile):
         return 0.0

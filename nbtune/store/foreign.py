@@ -43,7 +43,7 @@ def keep(folder: Path, foreign: Foreign, arguments: Mapping[str, Any]) -> None:
 def of(folder: Path) -> Foreign | None:
     """Return whose run it is; None: nbtune's own."""
     try:
-        body = load(folder / _FILE)
+        body = load(folder / _FILE, links=False)
     except (OSError, ValueError, BadFile):  # there is none; one that cannot be read is refused elsewhere
         return None
     trainer, library, version = (body.get(key) for key in ("trainer", "library", "version"))

@@ -161,7 +161,8 @@ def _is_held(path: Path) -> bool:
         return False
     if owner.get("pid") == os.getpid() and owner.get("started") == _started(os.getpid()):
         return owner.get("token") in _LIVE
-    return _started(owner.get("pid", -1)) == owner.get("started")
+    began = _started(owner["pid"])
+    return began is not None and began == owner.get("started")  # a process that is gone is no owner, whatever is said
 
 
 def _is_a_copy(owner: dict[str, Any], path: Path) -> bool:

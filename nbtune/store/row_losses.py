@@ -11,6 +11,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -31,6 +32,7 @@ PARTS = ("train", "eval")
 ORDERS = ("loss", "base", "learnt", "tokens", "row")
 _ASKED = 32  # rows at a time: a run that is at work is held up no longer than so many rows take
 _WINDOW = 512  # rows that are sorted by length, so that those asked together are alike
+_LONGEST = 1 << 20  # bytes of a line that is written down: more is no such line, and may have no end
 _SHOWN = 400  # characters of each of a row's texts
 
 
@@ -380,19 +382,15 @@ def _read(file: Path) -> tuple[dict[tuple[str, int], RowLoss], int]:
     out."""
     rows: dict[tuple[str, int], RowLoss] = {}
     in_all, names = 0, {field.name for field in fields(RowLoss)}
-    try:
-        with open_file(file) as opened:
-            lines = opened.read().decode().splitlines()
-    except (OSError, ValueError):
-        return rows, in_all
-    for line in lines:
-        try:
-            body = parse(line)
-            in_all = int(body.get("in_all", in_all))
-            if "mark" in body:
-                row = RowLoss(**{key: value for key, value in body.items() if key in names})
-                row = replace(row, loss=math.nan) if row.loss is None else row
-                rows[row.key] = row
-        except (ValueError, TypeError, AttributeError):
-            continue
+    with suppress(OSError), open_file(file, links=False) as opened:
+        while (line := opened.readline(_LONGEST)).endswith(b"\n"):
+            try:
+                body = parse(line)
+                in_all = int(body.get("in_all", in_all))
+                if "mark" in body:
+                    row = RowLoss(**{key: value for key, value in body.items() if key in names})
+                    row = replace(row, loss=math.nan) if row.loss is None else row
+                    rows[row.key] = row
+            except (ValueError, TypeError, AttributeError):
+                continue
     return rows, in_all

@@ -21,6 +21,7 @@ from nbtune.export.model_card import data_lines, samples_of
 from nbtune.spec.text_metrics import shown
 from nbtune.store.run_handle import RunHandle
 from nbtune.store.run_reader import RunReader
+from nbtune.untrusted import read_text
 from nbtune.widgets.run_figure import COLOURS, smooth
 from nbtune.widgets.run_state import Watched
 from nbtune.widgets.sanitize import clean, without_home
@@ -169,7 +170,7 @@ def facts_for_card(run: RunReader, *, draw: bool = True) -> dict[str, Any]:
     left_out = [message for message in dict.fromkeys(said) if LEFT_OUT.match(message)]
     return {
         "name": run.name,
-        "spec": (run.folder / "spec.yaml").read_text(encoding="utf-8"),
+        "spec": read_text(run.folder / "spec.yaml", links=False),
         "method": run.spec.method,
         "steps": run.step,
         "loss": float(history["loss"].iloc[-1]) if len(history) else None,

@@ -20,6 +20,7 @@ from nbtune import events as ev
 from nbtune.errors import NbtuneError
 from nbtune.export.saying import CANCELLED
 from nbtune.store.event_log import Mark
+from nbtune.untrusted import open_file
 from nbtune.widgets import slowdowns
 from nbtune.widgets.alerts import Hints
 from nbtune.widgets.metrics import Series, figures_of_processes, merged, row_of
@@ -366,7 +367,7 @@ class Watched:
 def _belongs(state: dict[str, Any], log: Path) -> bool:
     """Return whether the columns were made of this log: it is at least as long, and a line ends where they stopped."""
     try:
-        with log.open("rb") as file:
+        with open_file(log, links=False) as file:
             file.seek(state["offset"] - 1)
             return file.read(1) == b"\n"
     except (OSError, KeyError, ValueError):

@@ -29,6 +29,7 @@ from nbtune.untrusted import read_text, shortened
 
 _PREFIX = re.compile(r"^(var|file|hub):(.+)$", re.DOTALL)
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")  # sets of the Hub's first days have no owner
 _URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
@@ -249,6 +250,8 @@ def saved_dataset(path: Path, name: str, split: str) -> Rows:
 
 
 def _hub(spec: SourceSpec, name: str) -> Source:
+    _refuse_no_id(name)
+
     def load() -> Rows:
         try:
             with _quiet():
@@ -267,6 +270,24 @@ def _hub(spec: SourceSpec, name: str) -> Source:
         return rows_of(dataset, name)
 
     return Source(name, "hub", spec, load)
+
+
+def _refuse_no_id(name: str) -> None:
+    """Refuse what datasets would read from this machine: a path, its readers' names, a folder that is called so here.
+
+    Raises:
+        DataError: it is such a one.
+    """
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as readers
+
+    parts = name.split("/")
+    if not _ID.fullmatch(name) or any(set(part) <= {"."} for part in parts) or name in readers:
+        cause, fix = "this is no name of a dataset on the Hub", "write `hub:owner/name`, or `file:` before a path"
+        raise DataError(cause, place=f"hub:{shortened(name)}", fix=fix)
+    if Path(name).exists():
+        cause = "a file or folder here has that name, too, and would be read in its place"
+        fix = f"write `file:{name}` if you mean it; else work in another folder"
+        raise DataError(cause, place=f"hub:{name}", fix=fix)
 
 
 def _hubs_own(spec: SourceSpec, name: str) -> Any:

@@ -145,7 +145,7 @@ def leave_out(folder: Path, why: str) -> None:
 
 def _absent(folder: Path) -> DataError:
     try:
-        why = untrusted.load(folder / _ABSENT).get("why")
+        why = untrusted.load(folder / _ABSENT, links=False).get("why")
     except (OSError, untrusted.BadFile):
         why = None
     place = untrusted.harmless(folder.parent.name, line=True)
@@ -156,7 +156,7 @@ def _absent(folder: Path) -> DataError:
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
     try:
-        entries = untrusted.load(folder / _INDEX).get("sources")
+        entries = untrusted.load(folder / _INDEX, links=False).get("sources")
     except FileNotFoundError as error:
         raise _absent(folder) from error
     except untrusted.BadFile as error:

@@ -43,7 +43,7 @@ def is_unknown(source: ExportSource) -> bool:
 
 
 def _kind(source: ExportSource) -> str:
-    return str((read_json(source.base / "config.json") or {}).get("model_type") or "")
+    return str((read_json(source.base / "config.json", links=True) or {}).get("model_type") or "")
 
 
 def write_for_llama_cpp(
