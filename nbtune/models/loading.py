@@ -16,6 +16,7 @@ from nbtune.device.streams import fork_rng
 from nbtune.errors import HubError, SpecError
 from nbtune.models import handed_over, token_rows
 from nbtune.models.config_numbers import refuse_odd_config
+from nbtune.models.elsewhere import refuse_elsewhere, refuse_growth
 from nbtune.models.embedded import NAME as EMBEDDED
 from nbtune.models.four_bit import four_bit
 from nbtune.models.gguf_file.decoded import folder_of, gguf_of
@@ -63,6 +64,7 @@ def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False
         return folder_of(file, weights=weights)
     refuse_lost_path(model)
     folder = _shared(model) or _download(model, weights, trust_remote_code)
+    refuse_elsewhere(folder)
     refuse_odd_config(folder, model)
     return folder
 
@@ -70,6 +72,7 @@ def resolve(model: str, *, weights: bool = True, trust_remote_code: bool = False
 def _refuse_odd(folder: Path, model: str) -> None:
     """Refuse a folder whose files, or whose config's numbers, are not what they should be."""
     refuse_odd_files(folder, texts=_SMALL)
+    refuse_elsewhere(folder)
     refuse_odd_config(folder, model)
 
 
@@ -184,6 +187,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTraine
     """
     tokenizers = _transformers().AutoTokenizer
     folder = tokenizer_folder(model, trust_remote_code=trust_remote_code)
+    refuse_growth(folder)
     try:
         loaded = tokenizers.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         if loaded.model_max_length < 1:

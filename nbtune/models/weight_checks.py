@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbtune.errors import SpecError
+from nbtune.models.elsewhere import refuse_outside_name
 from nbtune.untrusted import leads_out
 
 if TYPE_CHECKING:
@@ -237,6 +238,8 @@ def _named_by(index: Path) -> list[Path]:
     """Return the files that an index names."""
     try:
         named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        for name in named:
+            refuse_outside_name(name, index)
         return [index.parent / name for name in named]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise SpecError("the index of the weight files cannot be read", place=str(index), fix=_AGAIN) from e
@@ -262,12 +265,15 @@ def _header(file: Path) -> dict[str, dict[str, Any]]:
     try:
         entries = json.loads(text)
         entries.pop("__metadata__", None)
-        end = max((int(e["data_offsets"][1]) for e in entries.values()), default=0)
+        places = sorted((int(e["data_offsets"][0]), int(e["data_offsets"][1])) for e in entries.values())
+        end = max((end for _, end in places), default=0)
         whole = all(isinstance(e["dtype"], str) and isinstance(e["shape"], list) for e in entries.values())
     except (ValueError, AttributeError, TypeError, KeyError, IndexError, RecursionError):
-        whole, end, entries = False, 0, {}
+        whole, end, entries, places = False, 0, {}, []
     if not whole:
         raise SpecError("the file is no safetensors file", place=str(file), fix=_AGAIN)
+    if any(begin < before for (begin, _), (_, before) in zip(places, [(0, 0), *places], strict=False)):
+        raise SpecError("the file is no safetensors file: its weights lie in one another", place=str(file), fix=_AGAIN)
     if 8 + length + end != size:
         cause = f"the file is truncated: {size:,} bytes where its header tells of {8 + length + end:,}"
         raise SpecError(cause, place=str(file), fix=_AGAIN)

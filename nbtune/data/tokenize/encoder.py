@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,21 @@ from nbtune.data.tokenize.loss_mask import trained_stretches
 from nbtune.data.tokenize.offsets import OffsetPlaces, Offsets
 from nbtune.errors import DataError
 from nbtune.spec import RunSpec, SpanRule
+from nbtune.untrusted import shortened
+
+
+@contextmanager
+def _giving_up() -> Iterator[None]:
+    """Say in a sentence that a tokenizer gave up: a pattern of its own that takes too many steps is a panic of its
+    library, which is no `Exception`."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise DataError(
+            f"the tokenizer gives up on a text: {shortened(error)}", place="tokenizer.json", fix="mend its patterns"
+        ) from None
 
 
 @dataclass(slots=True)
@@ -112,7 +128,8 @@ class Encoder:
             self._tokenise_quickly(texts, tokens)
         slow = [i for i in plain if tokens[i] is None]
         if slow:
-            encoded = self.backend.encode_batch([texts[i] for i in slow], add_special_tokens=False)
+            with _giving_up():
+                encoded = self.backend.encode_batch([texts[i] for i in slow], add_special_tokens=False)
             for i, encoding in zip(slow, encoded, strict=True):
                 ids = np.array(encoding.ids, np.int32)
                 tokens[i] = ids, OffsetPlaces(encoding, len(ids))
@@ -129,7 +146,8 @@ class Encoder:
                 if ids is not None and places is not None:
                     tokens[i] = ids, places
         quick = [i for i, t in texts.items() if tokens[i] is None and (not self.lengths.composes or t.isascii())]
-        encoded = self.backend.encode_batch_fast([texts[i] for i in quick], add_special_tokens=False)
+        with _giving_up():
+            encoded = self.backend.encode_batch_fast([texts[i] for i in quick], add_special_tokens=False)
         for i, encoding in zip(quick, encoded, strict=True):
             ids = np.array(encoding.ids, np.int32)
             places = self.lengths.places(texts[i], ids)
