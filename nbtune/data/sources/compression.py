@@ -7,7 +7,7 @@ from typing import IO, Any
 
 from nbtune.errors import DataError
 
-_ALWAYS, _TIMES = 256 << 20, 100  # bytes, and how many times its size, that a file may hold: text packs to a tenth
+ALWAYS, TIMES = 256 << 20, 100  # bytes, and how many times its size, that a file may hold: text packs to a tenth
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -25,12 +25,12 @@ def unpack(file: Path, packed: str, name: str) -> bytes:
     """
     try:
         with _opened(file, packed) as handle:
-            most = max(_ALWAYS, _TIMES * file.stat().st_size)
+            most = max(ALWAYS, TIMES * file.stat().st_size)
             data = bytes(handle.read(most + 1))
     except errors_of(packed) as error:
         raise DataError(f"it is broken or cut off: {error}", place=name, fix="copy or download it again") from error
     if len(data) > most:
-        cause = f"it holds over {_TIMES} times its own size ({most >> 20} MiB)"
+        cause = f"it holds over {TIMES} times its own size ({most >> 20} MiB)"
         raise DataError(cause, place=name, fix="unpack it, if you trust it, and give the file")
     return data
 

@@ -17,7 +17,7 @@ from nbtune.data.sources.walk import files_under, fits, is_pattern
 from nbtune.errors import DataError
 from nbtune.spec import SourceSpec
 from nbtune.spec.yaml_loader import BadYaml, head_of_card, load
-from nbtune.untrusted import shortened
+from nbtune.untrusted import leads_out, shortened
 
 PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
 _SPLITS = {
@@ -50,8 +50,20 @@ def files_of(folder: Path, spec: SourceSpec, name: str) -> tuple[Path, ...]:
         name: what errors call it.
 
     Raises:
-        DataError: there is no such config or split, more than one could be meant, or no file holds rows.
+        DataError: there is no such config or split, more than one could be meant, or no file holds rows; or one is a
+            link to a file elsewhere.
     """
+    files = _meant(folder, spec, name)
+    if away := next((file for file in files if leads_out(file, folder)), None):
+        raise DataError(
+            f"`{away.relative_to(folder).as_posix()}` in it is a link to a file elsewhere, and is not followed",
+            place=name,
+            fix="name the files that are meant (a pattern may go through the link), or put the file itself there",
+        )
+    return files
+
+
+def _meant(folder: Path, spec: SourceSpec, name: str) -> tuple[Path, ...]:
     found = files_under(folder, name)
     configs = _configs(folder, name)
     if configs:
@@ -100,6 +112,8 @@ def _configs(folder: Path, name: str) -> dict[str, _Config]:
     readme = next((file for file in sorted(folder.iterdir()) if file.name.lower() == "readme.md"), None)
     if readme is None:
         return {}
+    if leads_out(readme, folder):
+        raise _unread(name, "it is a link to a file elsewhere")
     try:
         text = head_of_card(readme)
         head = load(text) if "configs" in text else None

@@ -14,6 +14,7 @@ from typing import Any
 from nbtune.data.sources.compression import COMPRESSIONS, errors_of, first_bytes, unpack
 from nbtune.data.sources.encodings import decode, is_utf_16
 from nbtune.data.sources.json_slips import is_web_page
+from nbtune.data.sources.parquet_bomb import refuse_bomb
 from nbtune.data.sources.rows import (
     ArrowRows,
     ChainRows,
@@ -26,6 +27,7 @@ from nbtune.data.sources.rows import (
     refuse_twins,
 )
 from nbtune.data.sources.variables import is_rows, rows_of
+from nbtune.device.limits import ram_total
 from nbtune.errors import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".txt", ".md")
@@ -41,6 +43,7 @@ _UNDER = (  # what tools write a list of rows under
     "data", "rows", "train", "examples", "instances", "items", "records", "entries", "results", "samples",
     "conversations", "dialogs", "chats",
 )  # fmt: skip
+_OF_MEMORY = 4  # what is read whole takes some times its size
 _HEAD = 4 << 20  # bytes in which the first rows are looked for
 
 
@@ -156,6 +159,9 @@ def _map(file: Path, *, lines: bool) -> Any:
         return file.read_bytes()
     if lines and hasattr(os, "pread"):
         return Pages(file)
+    if not lines and file.stat().st_size > ram_total() // _OF_MEMORY:
+        cause = f"it has {file.stat().st_size:,} bytes, and this kind of file is read whole"
+        raise DataError(cause, place=file.name, fix="write its rows as .jsonl or .parquet")
     import mmap
 
     with file.open("rb") as handle:
@@ -273,6 +279,8 @@ def _read_table(file: Path, suffix: str, packed: str, name: str) -> Rows:
     try:
         if suffix == ".parquet":
             refuse_twins(pyarrow.parquet.read_schema(source).names, name)
+            if not packed:
+                refuse_bomb(file, name)
             return ArrowRows(pyarrow.parquet.read_table(source, memory_map=not packed), name)
         mapped = source if packed else pyarrow.memory_map(source)
         try:

@@ -124,7 +124,7 @@ class LineRows:
 
         self._data, self._name = data, name
         start = 3 if data[:3] == b"\xef\xbb\xbf" else 0  # a byte order mark
-        ends = np.append(_line_breaks(data), len(data)) if len(data) else np.zeros(0, np.int64)
+        ends = np.append(_line_breaks(data, name), len(data)) if len(data) else np.zeros(0, np.int64)
         starts = np.concatenate([[start], ends[:-1] + 1]) if len(ends) else ends
         short = np.flatnonzero(ends - starts < 3)
         blank = [i for i in short.tolist() if not bytes(data[int(starts[i]) : int(ends[i])]).strip()]
@@ -187,11 +187,11 @@ class Pages:
         return len(part)
 
 
-def _line_breaks(data: Any) -> Any:
+def _line_breaks(data: Any, name: str) -> Any:
     """Return where the line breaks are; int64. A megabyte at a time, which stays in the processor's cache."""
     import numpy as np
 
-    buffer, breaks, at = bytearray(_BLOCK), [], 0
+    buffer, breaks, at, last = bytearray(_BLOCK), [], 0, 0
     view, hits = np.frombuffer(buffer, np.uint8), np.empty(_BLOCK, bool)
     while at < len(data):
         if isinstance(data, Pages):
@@ -204,7 +204,10 @@ def _line_breaks(data: Any) -> Any:
             break  # the file has become shorter
         np.equal(part, 10, out=hits[:count])
         breaks.append(np.flatnonzero(hits[:count]) + at)
+        last = int(breaks[-1][-1]) if len(breaks[-1]) else last
         at += count
+        if at - last > 16 * _LONGEST_ROW:  # a hole, perhaps
+            raise DataError(f"a row has more than {(at - last) >> 20} MiB", place=name, fix="write one row a line")
     return np.concatenate(breaks)
 
 

@@ -282,7 +282,7 @@ def reopen(
     """Return a source of files that were found before."""
     from nbtune.data.sources.resolve import saved_dataset
 
-    if any(file.suffix == ".arrow" for file in files):  # Dataset.save_to_disk
+    if any(file.suffix == ".arrow" and (file.parent / "state.json").exists() for file in files):  # Dataset.save_to_disk
         root = Path(os.path.commonpath([file.parent for file in files]))
         return Source(name, "file", spec, lambda: saved_dataset(root, name, spec.split), tuple(files), role, digests)
     label = name if kind == "variable" or len(files) > 1 else files[0].name

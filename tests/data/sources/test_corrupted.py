@@ -154,7 +154,7 @@ def test_pipes_bombs_and_giant_rows_are_refused_in_a_sentence(tmp_path: Path, mo
     (tmp_path / "b.jsonl.xz").write_bytes(b"junk")
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b" " * 200_000))
     (tmp_path / "d.jsonl").write_bytes(b'{"a": "' + b"x" * 100 + b'"}')
-    monkeypatch.setattr(compression, "_ALWAYS", 1000)
+    monkeypatch.setattr(compression, "ALWAYS", 1000)
     monkeypatch.setattr(rows, "_LONGEST_ROW", 50)
     said = {"a.jsonl": "a pipe", "b.jsonl.xz": "broken", "c.jsonl.gz": "times its own size", "d.jsonl": "the row has"}
     for name, words in said.items():
