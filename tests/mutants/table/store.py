@@ -7,14 +7,6 @@ _LOCK, _BAD, _TRUST = "store/test_lock.py", "store/test_bad_folders.py", "store/
 
 STORE = (
     mutant(
-        "a-half-written-line-is-lost",
-        "store/event_log.py",
-        "            self._offset += end\n",
-        "            self._offset += len(new)\n",
-        _LOG,
-        _READING,
-    ),
-    mutant(
         "who-follows-loses-a-half-written-line",
         "store/event_log.py",
         ", offset + end)",
