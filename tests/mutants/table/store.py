@@ -31,8 +31,8 @@ STORE = (
     mutant(
         "a-pid-that-was-used-again-owns-the-run",
         "store/lock.py",
-        'return _started(owner.get("pid", -1)) == owner.get("started")',
-        'return _started(owner.get("pid", -1)) is not None',
+        'return began is not None and began == owner.get("started")',
+        "return began is not None",
         _LOCK,
     ),
     mutant(
