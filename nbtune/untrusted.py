@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,25 @@ _PATH = re.compile(r"^(/|~|[A-Za-z]:[\\/]|\\\\|\.\.?/)")
 
 class BadFile(ValueError):
     """What is wrong with a file, in a sentence without its name."""
+
+
+class GaveUp(ValueError):
+    """What a library written in Rust could not do: its own error for that, a panic, no `except Exception` sees."""
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Let a panic be an ordinary error.
+
+    Raises:
+        GaveUp: there was one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of pyo3, which gives its class no place to import it from
+            raise
+        raise GaveUp(str(error)) from None
 
 
 def harmless(text: object, *, line: bool = False) -> str:

@@ -4,12 +4,10 @@ config.json          an attention kernel of the Hub (`attn_implementation: owner
                      that is no word
 the index            files of weights that lie outside of the folder
 adapter_config.json  beside a config.json: its base's weights would be loaded in place of the folder's own
-tokenizer.json       replacements that make a text longer and longer, each of what the one before has made
 """
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -21,8 +19,6 @@ from nbtune.untrusted import SENTINEL, BadFile, load, shortened
 INDEX = "model.safetensors.index.json"
 _KERNELS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation")
 _KIND = re.compile(r"[\w.+-]{0,100}", re.ASCII)
-_MOST_TIMES = 1000  # what a character may become; NFKC makes 18 of one, byte fallback some
-_NOTHING = re.compile(r"\(\?|\\[bBGAzZ]|[*?|^$]|\{0|^$")  # of a pattern that may find an empty text
 _LARGEST = 1 << 30
 
 
@@ -71,49 +67,6 @@ def refuse_outside_name(name: str, index: Path) -> None:
             place=str(index),
             fix="download the model again",
         )
-
-
-def refuse_growth(folder: Path) -> None:
-    """Refuse a tokenizer whose replacements make texts longer and longer: 40 of `a` by `aa` make a terabyte of one.
-
-    Raises:
-        SpecError: a character could become more than a thousand.
-    """
-    file = folder / "tokenizer.json"
-    try:
-        about = file.stat()
-    except OSError:
-        return
-    if (times := _growth(file, about.st_mtime_ns, about.st_size)) > _MOST_TIMES:
-        raise SpecError(
-            f"its replacements make up to {min(times, 10**15):,.0f} characters of one",
-            place=str(file),
-            fix="download the tokenizer again",
-        )
-
-
-@functools.lru_cache(64)
-def _growth(file: Path, changed: int, size: int) -> float:
-    body = _read(file)
-    return max(_times(body.get("normalizer")), _times(body.get("pre_tokenizer")), _times(body.get("decoder")))
-
-
-def _times(part: Any, depth: int = 0) -> float:
-    """Return what a step, and those in it, make of one character at most."""
-    if not isinstance(part, Mapping) or depth > 8:
-        return 1.0
-    found = 1.0
-    for steps in part.values():
-        for step in steps if isinstance(steps, list) else ():
-            found = min(found * _times(step, depth + 1), 1e30)
-    pattern, content = part.get("pattern"), part.get("content")
-    if isinstance(pattern, Mapping) and isinstance(content, str):
-        text, regex = pattern.get("String"), str(pattern.get("Regex"))
-        if isinstance(text, str) and text:
-            found *= max(1.0, len(content) / len(text))
-        else:
-            found *= 1 + len(content) if _NOTHING.search(regex) else max(1, len(content))
-    return found
 
 
 def _read(file: Path) -> dict[str, Any]:

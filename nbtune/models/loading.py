@@ -16,16 +16,17 @@ from nbtune.device.streams import fork_rng
 from nbtune.errors import HubError, SpecError
 from nbtune.models import handed_over, token_rows
 from nbtune.models.config_numbers import refuse_odd_config
-from nbtune.models.elsewhere import refuse_elsewhere, refuse_growth
+from nbtune.models.elsewhere import refuse_elsewhere
 from nbtune.models.embedded import NAME as EMBEDDED
 from nbtune.models.four_bit import four_bit
 from nbtune.models.gguf_file.decoded import folder_of, gguf_of
 from nbtune.models.names import meant, refuse_lost_path, refuse_odd_name, refuse_without_config
 from nbtune.models.refusals import first_line, refusing
+from nbtune.models.tokenizer_bounds import refuse_odd_tokenizer, refuse_slow_tokenizer
 from nbtune.models.transformers_state import MAKING, hidden_bars
 from nbtune.models.weight_checks import check_files, check_loaded, refuse_odd_files
 from nbtune.spec.placement import PLAIN, Placement
-from nbtune.untrusted import folder_named
+from nbtune.untrusted import folder_named, panics_as_errors
 
 if TYPE_CHECKING:
     import torch
@@ -183,18 +184,21 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> "PreTraine
         trust_remote_code: let the model's own Python run.
 
     Raises:
-        SpecError, HubError: see `resolve`; SpecError also when the folder holds no tokenizer.
+        SpecError, HubError: see `resolve`; SpecError also when the folder holds no tokenizer, or one that costs more
+            than any model's.
     """
     tokenizers = _transformers().AutoTokenizer
     folder = tokenizer_folder(model, trust_remote_code=trust_remote_code)
-    refuse_growth(folder)
+    refuse_odd_tokenizer(Path(folder), model)
     try:
-        loaded = tokenizers.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        with panics_as_errors():
+            loaded = tokenizers.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         if loaded.model_max_length < 1:
             raise ValueError(f"model_max_length is {loaded.model_max_length}")
-        return loaded
     except Exception as e:  # whatever a damaged file makes transformers and tokenizers raise
         raise SpecError(_no_tokenizer(model, Path(folder), e), fix="Name a model that has one.") from e
+    refuse_slow_tokenizer(loaded, model)
+    return loaded
 
 
 def tokenizer_folder(model: str, *, trust_remote_code: bool = False) -> Path:

@@ -14,7 +14,7 @@ import pytest
 import nbtune
 from nbtune import models
 from nbtune.errors import NbtuneError, SpecError
-from nbtune.models.elsewhere import refuse_elsewhere, refuse_growth
+from nbtune.models.elsewhere import refuse_elsewhere
 
 ROWS = [{"prompt": "Hi aaaa", "completion": "Ahoy!"}] * 3
 
@@ -74,7 +74,7 @@ def step(text: str, content: str, kind: str = "String") -> dict[str, Any]:
 
 GROWING = {
     "doubling": [step("a", "aa")] * 40,
-    "a long one": [step("a", "a" * 2000)],
+    "a long one": [step("a", "a" * 5000)],
     "an empty pattern": [step("", "xyz")] * 10,
     "a pattern that finds nothing": [step("(?=a)", "a", "Regex")] * 40,
     "in one another": [{"type": "Sequence", "normalizers": [step("a", "aaaaaa")] * 5}] * 2,
@@ -86,9 +86,9 @@ GROWING = {
 def test_replacements_that_make_ever_longer_texts_are_refused(way: str, part: str, folder: Path) -> None:
     key = {"normalizer": "normalizers", "decoder": "decoders"}[part]
     changed(folder / "tokenizer.json", **{part: {"type": "Sequence", key: GROWING[way]}})
-    with pytest.raises(SpecError, match="its replacements make up to"):
+    with pytest.raises(SpecError, match="letters of one"):
         models.load_tokenizer(str(folder))
-    with pytest.raises(NbtuneError, match="its replacements make up to"):
+    with pytest.raises(NbtuneError, match="letters of one"):
         nbtune.export.export_gguf(nbtune.export.ExportSource(folder), ["q8_0"], folder.parent / "out")
 
 
@@ -96,7 +96,6 @@ def test_what_tokenizers_have_is_no_growth(folder: Path) -> None:
     usual = [step(" ", "▁"), step("``", '"'), step("''", '"'), step("\n", "<n>"), step(" {2,}", " ", "Regex")]
     usual += [step("\\s+", " ", "Regex")] * 20
     changed(folder / "tokenizer.json", normalizer={"type": "Sequence", "normalizers": usual})
-    refuse_growth(folder)
     assert models.load_tokenizer(str(folder))("Hi").input_ids
 
 

@@ -109,9 +109,9 @@ def with_tokens(pieces: Pieces, tokens: list[bytes], kind: int) -> Pieces:
 @pytest.mark.parametrize(
     ("bound", "most", "tokens", "said"),
     [
-        ("_MOST_SPECIAL", 20, [b"<|%d|>" % i for i in range(21)], "of its tokens are special, and no model has more"),
-        ("_LONGEST_SPECIAL", 1024, [b"<|" + b"x" * 2000 + b"|>"], "its special token <|xxx"),
-        ("_MOST_TOKENS", 200, [], "tokens, and no model more than 200"),
+        ("MOST_SPECIAL", 20, [b"<|%d|>" % i for i in range(21)], "of its tokens are special, and no model has more"),
+        ("LONGEST_SPECIAL", 1024, [b"<|" + b"x" * 2000 + b"|>"], "its special token <|xxx"),
+        ("MOST_TOKENS", 200, [], "tokens, and no model more than 200"),
     ],
 )
 def test_a_tokenizer_that_nobody_could_load_is_refused(
@@ -125,7 +125,7 @@ def test_a_tokenizer_that_nobody_could_load_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("bound", "said"), [("_MOST_WAYS", "can be joined in more than 9 ways"), ("_MOST_LETTERS", "letters, and no model")]
+    ("bound", "said"), [("MOST_WAYS", "can be joined in more than 9 ways"), ("MOST_LETTERS", "letters, and no model")]
 )
 def test_tokens_that_can_be_joined_in_too_many_ways_are_refused(
     bound: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

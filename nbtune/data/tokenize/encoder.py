@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,21 +19,7 @@ from nbtune.data.tokenize.loss_mask import trained_stretches
 from nbtune.data.tokenize.offsets import OffsetPlaces, Offsets
 from nbtune.errors import DataError
 from nbtune.spec import RunSpec, SpanRule
-from nbtune.untrusted import shortened
-
-
-@contextmanager
-def _giving_up() -> Iterator[None]:
-    """Say in a sentence that a tokenizer gave up: a pattern of its own that takes too many steps is a panic of its
-    library, which is no `Exception`."""
-    try:
-        yield
-    except BaseException as error:
-        if type(error).__module__ != "pyo3_runtime":
-            raise
-        raise DataError(
-            f"the tokenizer gives up on a text: {shortened(error)}", place="tokenizer.json", fix="mend its patterns"
-        ) from None
+from nbtune.untrusted import GaveUp, panics_as_errors, shortened
 
 
 @dataclass(slots=True)
@@ -120,7 +105,19 @@ class Encoder:
 
     def tokenise(self, jobs: Sequence[Job | DataError]) -> list[tuple[np.ndarray, Any] | None]:
         """Return ids (int32 [n]) and places of the texts, None for errors and suspicious rows; the second step. Nearly
-        all of it runs outside Python's lock, where another thread calls this."""
+        all of it runs outside Python's lock, where another thread calls this.
+
+        Raises:
+            DataError: the tokenizer gives up: a regular expression of its own tries too many ways to cut a text.
+        """
+        try:
+            with panics_as_errors():
+                return self._tokenised(jobs)
+        except GaveUp as error:
+            cause = f"the tokenizer gives up on a text ({shortened(error, 80)})"
+            raise DataError(cause, place="model", fix="set `tokenizer` to another's") from None
+
+    def _tokenised(self, jobs: Sequence[Job | DataError]) -> list[tuple[np.ndarray, Any] | None]:
         tokens: list[tuple[np.ndarray, Any] | None] = [None] * len(jobs)
         plain = [i for i, job in enumerate(jobs) if isinstance(job, Job) and (job.raw or not self._forged(job))]
         texts = {i: jobs[i].text for i in plain}  # type: ignore[union-attr]
@@ -128,8 +125,7 @@ class Encoder:
             self._tokenise_quickly(texts, tokens)
         slow = [i for i in plain if tokens[i] is None]
         if slow:
-            with _giving_up():
-                encoded = self.backend.encode_batch([texts[i] for i in slow], add_special_tokens=False)
+            encoded = self.backend.encode_batch([texts[i] for i in slow], add_special_tokens=False)
             for i, encoding in zip(slow, encoded, strict=True):
                 ids = np.array(encoding.ids, np.int32)
                 tokens[i] = ids, OffsetPlaces(encoding, len(ids))
@@ -146,8 +142,7 @@ class Encoder:
                 if ids is not None and places is not None:
                     tokens[i] = ids, places
         quick = [i for i, t in texts.items() if tokens[i] is None and (not self.lengths.composes or t.isascii())]
-        with _giving_up():
-            encoded = self.backend.encode_batch_fast([texts[i] for i in quick], add_special_tokens=False)
+        encoded = self.backend.encode_batch_fast([texts[i] for i in quick], add_special_tokens=False)
         for i, encoding in zip(quick, encoded, strict=True):
             ids = np.array(encoding.ids, np.int32)
             places = self.lengths.places(texts[i], ids)

@@ -12,8 +12,8 @@ from typing import Any
 from nbtune.data.tokenize.terminators import ends_of
 from nbtune.errors import ExportError
 from nbtune.export.gguf.sentencepiece import first_difference
-from nbtune.models.elsewhere import refuse_growth
 from nbtune.models.gguf_file.pretokenizers import pre_of
+from nbtune.models.tokenizer_bounds import refuse_odd_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
@@ -104,7 +104,7 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    refuse_growth(folder)
+    refuse_odd_tokenizer(folder, folder.name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 — whatever a damaged file makes transformers and tokenizers raise

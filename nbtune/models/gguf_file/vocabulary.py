@@ -11,15 +11,13 @@ from typing import Any, TypeGuard
 from nbtune.models.gguf_file.header import GgufHeader, refused
 from nbtune.models.gguf_file.marks import CONTROL, KEY, MATCHED, NORMAL, UNUSED, USER, ends_of, kinds_of
 from nbtune.models.gguf_file.pretokenizers import splitting_of
+from nbtune.models.tokenizer_bounds import LONGEST_SPECIAL, MOST_LETTERS, MOST_SPECIAL, MOST_TOKENS, MOST_WAYS
 from nbtune.untrusted import shortened
 
 _IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 # What llama.cpp takes where a file names none: SentencePiece's, and Falcon's.
 _UNSAID = {"llama": {"bos": 1, "eos": 2, "unk": 0}, "gpt2": {"bos": 11, "eos": 11}}
 _NO_BEGIN = ("glm4", "chatglm-bpe")
-# What a tokenizer costs beyond its bytes: above those that speak in tokens of their own, some 65,900 and 200 bytes.
-_MOST_TOKENS, _MOST_SPECIAL, _LONGEST_SPECIAL = 1 << 19, 70_000, 1 << 10
-_MOST_WAYS, _MOST_LETTERS = 1 << 21, 1 << 24  # to join two tokens into a third, each of whose letters is looked behind
 # In a file of such a name it leaves out the spaces behind its special tokens, but for these.
 _PHI, _SPACED = ("phi-3", "phi3"), ("<unk>", "<s>", "<|endoftext|>")
 
@@ -43,8 +41,8 @@ class GgufVocabulary:
         self.model = header.text(KEY + "model")
         if not self.tokens:
             raise refused(header.place, "it holds no tokenizer", "Name a file that has one, or set `tokenizer`.")
-        if len(self.tokens) > _MOST_TOKENS:
-            raise refused(header.place, f"it has {len(self.tokens):,} tokens, and no model more than {_MOST_TOKENS:,}")
+        if len(self.tokens) > MOST_TOKENS:
+            raise refused(header.place, f"it has {len(self.tokens):,} tokens, and no model more than {MOST_TOKENS:,}")
         if len(self.tokens) > rows or len(kinds) != len(self.tokens):
             raise refused(
                 header.place,
@@ -64,17 +62,17 @@ class GgufVocabulary:
     def _check_special(self) -> None:
         """See that those tokens which are looked for in every text are no more, and no longer, than a model's."""
         special = [i for i, kind in enumerate(self.kinds) if kind in MATCHED]
-        if len(special) > _MOST_SPECIAL:
+        if len(special) > MOST_SPECIAL:
             raise refused(
                 self.header.place,
-                f"{len(special):,} of its tokens are special, and no model has more than {_MOST_SPECIAL:,}",
+                f"{len(special):,} of its tokens are special, and no model has more than {MOST_SPECIAL:,}",
             )
         named = [i for i in self.ids.values() if i is not None]
-        if long := next((i for i in (*special, *named) if len(self.tokens[i].encode()) > _LONGEST_SPECIAL), None):
+        if long := next((i for i in (*special, *named) if len(self.tokens[i].encode()) > LONGEST_SPECIAL), None):
             shown, size = shortened(self.tokens[long], 20), len(self.tokens[long].encode())
             raise refused(
                 self.header.place,
-                f"its special token {shown} has {size:,} bytes, and no model's more than {_LONGEST_SPECIAL:,}",
+                f"its special token {shown} has {size:,} bytes, and no model's more than {LONGEST_SPECIAL:,}",
             )
 
     def _id(self, kind: str) -> int | None:
@@ -180,17 +178,17 @@ class GgufVocabulary:
             raise refused(self.header.place, f"it has {len(self.tokens):,} tokens and {len(scores):,} scores of them")
         ways = []
         made = {text: i for text, i in known.items() if len(text) <= 256 and self._is_made(text, i)}
-        if (letters := sum(map(len, made))) > _MOST_LETTERS:
+        if (letters := sum(map(len, made))) > MOST_LETTERS:
             raise refused(
-                self.header.place, f"its tokens have {letters:,} letters, and no model's more than {_MOST_LETTERS:,}"
+                self.header.place, f"its tokens have {letters:,} letters, and no model's more than {MOST_LETTERS:,}"
             )
         for text, i in made.items():
             for at in range(1, len(text)):
                 left, right = text[:at], text[at:]
                 if left in known and right in known:
                     ways.append((-scores[i], i, known[left], known[right], left, right))
-            if len(ways) > _MOST_WAYS:
-                raise refused(self.header.place, f"its tokens can be joined in more than {_MOST_WAYS:,} ways")
+            if len(ways) > MOST_WAYS:
+                raise refused(self.header.place, f"its tokens can be joined in more than {MOST_WAYS:,} ways")
         if (count := tied(ways)) > _MOST_TIED * len(known):
             said = f"its {KEY}scores do not say in which order {count:,} of its tokens are made"
             raise refused(self.header.place, said, "Name its Hub id instead.")
