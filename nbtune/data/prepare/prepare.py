@@ -28,7 +28,7 @@ from nbtune.data.prepare.quality_checks import Oddities, diagnose, one_sided
 from nbtune.data.prepare.recipe import Recipe
 from nbtune.data.prepare.report import Prepared, Report, SourceReport, conclude, nothing_left
 from nbtune.data.prepare.row_pipeline import Overflow, Reader, format_of, speaking
-from nbtune.data.prepare.row_weights import unmatched, without_dropped
+from nbtune.data.prepare.row_weights import unmatched, unmet, without_dropped
 from nbtune.data.prepare.shards import Shard, Workman
 from nbtune.data.prepare.stats import DataFacts
 from nbtune.data.prepare.streaming_dataset import Arriving, DatasetFiles
@@ -159,6 +159,7 @@ class _Preparation:
         self.chats = self.unended = self.midway = 0
         self.hashes: list[np.ndarray] = []
         self.matched: set[str] = set()
+        self.met: set[int] = set()
         self.chat_template: str | None = None
         self._describe(self.train)
         self.facts = self._sampled() if recipe.arrives else None
@@ -233,7 +234,7 @@ class _Preparation:
         reader = Reader(self.tokenizer, self.recipe)
         held = without_dropped(reader.read(self.own), reader.report, weighted=False)
         self.own_eval = held if len(held) else None
-        self.matched |= reader.matched
+        self.matched, self.met = self.matched | reader.matched, self.met | reader.met
         self.report.fates += reader.report.fates
         self.oddities.add(vars(reader.oddities))
 
@@ -279,7 +280,7 @@ class _Preparation:
         self.chats, self.unended = self.chats + about["chats"], self.unended + about["unended"]
         self.midway += about["midway"]
         self.oddities.add(about["oddities"])
-        self.matched |= set(about["matched"])
+        self.matched, self.met = self.matched | set(about["matched"]), self.met | set(about["met"])
         self.chat_template = about["chat_template"] or self.chat_template
         self.report.terminator = about["terminator"] or self.report.terminator
         self.report.template = self.chat_template or ""
@@ -310,7 +311,7 @@ class _Preparation:
         if self.hold_out.share and not self.held.ready:
             report.warnings.append("no rows are held out: they are too few, or all are duplicates of others")
         report.warnings += self.oddities.warnings(self.recipe.spec.train_on)
-        report.warnings += unmatched(self.recipe.spec, self.matched)
+        report.warnings += unmatched(self.recipe.spec, self.matched) + unmet(self.recipe.spec, self.met)
         if alike := much_alike(self.recipe.spec.labels):
             report.warnings.append(alike)
         order = {source.name: number for number, source in enumerate(report.sources)}

@@ -62,6 +62,11 @@ class Reader:
         self._encoders: dict[bool, Encoder] = {}
         self._formats: dict[int, Format] = {}
 
+    @property
+    def met(self) -> set[int]:
+        """The numbers of the rules of `train_spans` that stand in some text."""
+        return {number for encoder in self._encoders.values() for number in encoder.met}
+
     def encoder(self, chats: bool) -> Encoder:
         if chats not in self._encoders:
             template = None
@@ -112,6 +117,7 @@ class Reader:
             "terminator": self.report.terminator,
             "warnings": self.report.warnings,
             "matched": sorted(self.matched),
+            "met": sorted(self.met),
         }
         return data, about
 

@@ -1,4 +1,4 @@
-"""What a spec's `row_weights` say: rows that are left out, and those that match none."""
+"""What a spec's `row_weights` say: rows that are left out, and those that match none; and rules that no row meets."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from nbtune.data.prepare.dataset import Dataset
 from nbtune.data.prepare.report import NO_WEIGHT, Report
 from nbtune.spec import RunSpec
+from nbtune.untrusted import shortened
 
 
 def without_dropped(dataset: Dataset, report: Report, *, weighted: bool = True) -> Dataset:
@@ -43,6 +44,16 @@ def unmatched(spec: RunSpec, matched: Collection[str]) -> list[str]:
     return [
         f"{len(missing)} of {len(spec.row_weights)} marks of `row_weights` are of no row that is there "
         f"({', '.join(missing[:3])}): has the row changed?"
+    ]
+
+
+def unmet(spec: RunSpec, met: Collection[int]) -> list[str]:
+    """Return a warning for each rule of `train_spans` that stands in no row's text."""
+    return [
+        f"`train_spans` number {number + 1} does nothing: `{shortened(rule.match)}` "
+        f"{'matches' if rule.regex else 'stands'} nowhere in the rows, as the template writes them"
+        for number, rule in enumerate(spec.train_spans)
+        if number not in met
     ]
 
 

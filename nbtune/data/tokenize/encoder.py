@@ -47,7 +47,7 @@ class Encoder:
         rules: texts that are trained, or not, whatever the others say; later ones win.
 
     `chats` counts the conversations, `unended` those whose last answer has no terminator behind it, `midway` those with
-    an earlier one that has none.
+    an earlier one that has none; `met` holds the numbers of those rules that stand in some text.
 
     Raises:
         DataError: the tokenizer has no Rust backend (it could not say which characters a token covers).
@@ -81,6 +81,7 @@ class Encoder:
         self.bos = _prefix(tokenizer)
         self.eos = tokenizer.eos_token_id
         self.chats = self.unended = self.midway = 0
+        self.met: set[int] = set()
 
     @classmethod
     def of_spec(cls, tokenizer: Any, template: ChatTemplate | None, spec: RunSpec) -> Encoder:
@@ -201,7 +202,11 @@ class Encoder:
             if not job.text.isascii():
                 job.text.encode()
             if self.rules:
-                job.ruled = [(*m.span(), train) for pattern, train in self.rules for m in pattern.finditer(job.text)]
+                found = [list(pattern.finditer(job.text)) for pattern, _ in self.rules]
+                self.met.update(number for number, places in enumerate(found) if places)
+                job.ruled = [
+                    (*m.span(), train) for places, (_, train) in zip(found, self.rules, strict=True) for m in places
+                ]
         except DataError as error:
             return error
         except UnicodeEncodeError:

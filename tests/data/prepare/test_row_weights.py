@@ -129,3 +129,21 @@ def test_big_data_is_prepared_anew_when_it_is_read_otherwise(tokenizer, tmp_path
 
     assert share("answers") < 1
     assert share("all") == 1
+
+
+def test_rules_of_spans_that_stand_nowhere_are_said(tokenizer):
+    rules = [
+        {"match": "sailor", "train": False},
+        {"match": "captain", "train": False},
+        {"match": "[0-9]+ or [0-9]+", "regex": True, "train": True},
+    ]
+    found = prepared(tokenizer, ROWS, {}, train_spans=rules).report.warnings
+    said = [warning for warning in found if "train_spans" in warning]
+    assert ["number 2" in said[0], "number 3" in said[1], len(said)] == [True, True, 2]
+    assert "`captain` stands nowhere" in said[0]
+    assert "matches nowhere" in said[1]
+    own = [{"prompt": "Say 3", "completion": "Aye, captain"}]  # held-out rows of their own count, too
+    spec = from_mapping({"data": "rows", "eval": {"data": "own"}, "train_spans": rules})
+    sources = data.resolve(spec.data, {"rows": ROWS}) + data.resolve([spec.eval.data], {"own": own}, role="eval")
+    said = data.prepare_data(sources, tokenizer, spec=spec, max_len=256, seed=3).report.warnings
+    assert not [warning for warning in said if "captain" in warning]
