@@ -29,9 +29,10 @@ _watching: list[Path] = []
 
 
 def _heard(event: str, arguments: tuple[Any, ...]) -> None:
-    if _watching and event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
+    watched = _watching[-1:]  # of a moment: other threads open files, too
+    if watched and event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
         path = os.path.realpath(os.fsdecode(arguments[0]))
-        if path.startswith(f"{_watching[-1]}{os.sep}"):
+        if path.startswith(f"{watched[0]}{os.sep}"):
             _opened.append(os.fsdecode(arguments[0]))
 
 
