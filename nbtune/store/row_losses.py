@@ -20,6 +20,7 @@ import numpy as np
 
 from nbtune.disk import DISK_ERRORS
 from nbtune.errors import NbtuneError, TrainError
+from nbtune.leaving_off import before_exit
 from nbtune.methods import METHODS
 from nbtune.store.folder import refuse_outside, spec_to_run
 from nbtune.store.run_handle import RunHandle
@@ -179,6 +180,7 @@ class MeasuredRows:
         self.error = None
         name = f"nbtune-losses-{self.run.folder.name}"
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        before_exit(self._thread, self.stop)
         self._thread.start()
 
     def measure_again(self) -> None:
@@ -205,7 +207,7 @@ class MeasuredRows:
 
     def _work(self) -> None:
         try:
-            rows_left = self._wanted()
+            rows_left = [] if self._stop.is_set() else self._wanted()
             self._tell()
             for some in _alike(rows_left):
                 if self._stop.is_set():

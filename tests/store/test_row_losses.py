@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -127,3 +129,19 @@ def test_a_run_at_work_is_asked_at_a_step_boundary_and_trains_on(start, until):
     later.wait()
     assert {row.step for row in later.sorted()} == {run.step}
     assert {row.key: row.base for row in later.sorted()} == before
+
+
+LEAVES = """
+import atexit, threading
+atexit.register(lambda: print([t.name for t in threading.enumerate() if t.name.startswith("nbtune-losses")]))
+import sys, nbtune
+nbtune.attach(sys.argv[1]).losses(again=True)
+"""
+
+
+def test_who_leaves_in_the_middle_ends_well(run, tmp_path):
+    """The first that is registered is called last; torch's own threads abort an interpreter that ends within a step."""
+    folder = shutil.copytree(run.folder, tmp_path / "left")
+    command = [sys.executable, "-c", LEAVES, str(folder)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert (ended.returncode, ended.stdout.splitlines()[-1:]) == (0, ["[]"]), ended.stderr

@@ -44,6 +44,7 @@ LEAVES = (
     "atomic_io",
     "child_process",
     "keepalive",
+    "leaving_off",
     "folder_format",
     "hub_cache",
     "untrusted",
