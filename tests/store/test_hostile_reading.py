@@ -85,7 +85,7 @@ def test_a_runs_spec_names_no_file_that_is_read(key, stranger, tmp_path, hook): 
         for ask in (*READING.values(), *WRITING.values()):
             with suppress(NbtuneError):
                 ask(nbtune.attach(stranger))
-        with pytest.raises(SpecError, match=r"own\.txt"):
+        with pytest.raises(SpecError, match=r"is no (file|Jinja2 template)"):
             _ = nbtune.attach(stranger).spec
     assert not found
 
