@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,15 @@ def changed(asked: Mapping[Any, Any], read: Mapping[str, Any], at: str = "") -> 
             yield f"{at}{key}: {value!r} is nothing"
 
 
+_WORDS = {False: {"0", "f", "n", "no", "off", "false"}, True: {"1", "t", "y", "yes", "on", "true"}}
+
+
 def _same(asked: bool | float | str, read: bool | float | str) -> bool:
+    if isinstance(asked, str) and isinstance(read, bool):
+        return asked.strip().lower() in _WORDS[read]
+    if isinstance(asked, str) and isinstance(read, int | float):
+        with suppress(ValueError):
+            return float(asked) == read
     if isinstance(read, str) or isinstance(asked, str):
         return str(asked).strip() == str(read).strip()
     if isinstance(read, float) and not isinstance(asked, bool) and abs(asked) < 1e308:
