@@ -5,7 +5,6 @@ Either way one run works at a time for this process, the others queue; a detache
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import gc
 import os
@@ -22,6 +21,7 @@ from nbtune.engine.distributed_launcher import SEE_LOG, said_its_end
 from nbtune.engine.ended_model import ended_model
 from nbtune.engine.lone_worker import WITH_PARENT
 from nbtune.errors import NbtuneError, TrainError
+from nbtune.leaving_off import before_exit
 from nbtune.models import handed_over
 from nbtune.store import control
 from nbtune.store.event_log import EventWriter
@@ -44,6 +44,8 @@ def launch(folder: Path, *, detach: bool = False, own_process: bool = False) -> 
     """Start the engine on a folder, in a thread or a process of its own; while another run works here, it queues."""
     launched = Launched(folder, detach=detach, own_process=own_process)
     _ALL.add(launched)
+    if not detach:  # the runs of a kernel that ends in order stop and save
+        before_exit(launched.thread, lambda: control.wish(folder, mode="stop"))
     launched.thread.start()
     for call in on_launch:
         call()
@@ -201,18 +203,6 @@ def _short_turns() -> Iterator[None]:
     finally:
         if before > _TURN_SECONDS and round(sys.getswitchinterval(), 6) == _TURN_SECONDS:
             sys.setswitchinterval(before)
-
-
-def _at_exit() -> None:
-    """Stop and save the runs of a kernel that ends in order."""
-    working = [launched for launched in _ALL if launched.alive and not launched.detached]
-    for launched in working:
-        control.wish(launched.folder, mode="stop")
-    for launched in working:
-        launched.join(10.0)
-
-
-atexit.register(_at_exit)
 
 
 def needs_own_process(spec: RunSpec) -> bool:

@@ -278,16 +278,20 @@ def _refuse_no_id(name: str) -> None:
     Raises:
         DataError: it is such a one.
     """
-    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as readers
-
     parts = name.split("/")
-    if not _ID.fullmatch(name) or any(set(part) <= {"."} for part in parts) or name in readers:
+    if not _ID.fullmatch(name) or any(set(part) <= {"."} for part in parts) or (len(parts) == 1 and _is_reader(name)):
         cause, fix = "this is no name of a dataset on the Hub", "write `hub:owner/name`, or `file:` before a path"
         raise DataError(cause, place=f"hub:{shortened(name)}", fix=fix)
     if Path(name).exists():
         cause = "a file or folder here has that name, too, and would be read in its place"
         fix = f"write `file:{name}` if you mean it; else work in another folder"
         raise DataError(cause, place=f"hub:{name}", fix=fix)
+
+
+def _is_reader(name: str) -> bool:
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as readers
+
+    return name in readers
 
 
 def _hubs_own(spec: SourceSpec, name: str) -> Any:

@@ -14,6 +14,7 @@ from nbtune.errors import ExportError
 from nbtune.export.gguf.sentencepiece import first_difference
 from nbtune.models.gguf_file.pretokenizers import pre_of
 from nbtune.models.tokenizer_bounds import refuse_odd_tokenizer
+from nbtune.untrusted import panics_as_errors
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
@@ -106,7 +107,8 @@ def load_tokenizer(folder: Path) -> Any:
 
     refuse_odd_tokenizer(folder, folder.name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        with panics_as_errors():
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 — whatever a damaged file makes transformers and tokenizers raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ExportError(
